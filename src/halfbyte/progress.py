@@ -1,0 +1,58 @@
+"""Progress of long jobs: a bar with an ETA on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+T = TypeVar("T")
+PLAIN_INTERVAL = 10.0
+
+
+class Progress:
+    """Follows loops over a known number of items and writes to standard error.
+
+    `quiet` keeps it silent. Without a terminal it writes at most one line per loop each ten seconds.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.quiet = quiet
+        self.stream = stream or sys.stderr
+
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield `items`, showing how many of `total` are done and how long the rest will take."""
+        if self.quiet or total <= 1:
+            yield from items
+        elif self.stream.isatty():
+            yield from self._bar(items, description, total)
+        else:
+            yield from self._lines(items, description, total)
+
+    def say(self, text: str) -> None:
+        """One plain line about what happens now."""
+        if not self.quiet:
+            print(text, file=self.stream, flush=True)
+
+    def _bar(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Bar(*columns, console=Console(file=self.stream), transient=True) as bar:
+            yield from bar.track(items, total=total, description=description)
+
+    def _lines(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        start = shown = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - shown >= PLAIN_INTERVAL and done < total:
+                shown = now
+                left = (now - start) / done * (total - done)
+                self.say(f"{description}: {done} of {total}, {left:.0f} s left")
