@@ -1,0 +1,27 @@
+"""Halfbyte: few-bit integers for trained vision models.
+
+    import halfbyte
+    result = halfbyte.quantize(model="fashion_vit", recipe="repq", out=Path("run"))
+    model = halfbyte.load("run")
+
+Importing the package loads neither torch nor timm; the functions do when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.errors import HalfbyteError
+
+if TYPE_CHECKING:
+    from halfbyte.api import Options, Result, evaluate_model, inspect_model, load, quantize
+
+__all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "inspect_model", "load", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
+    from halfbyte import api
+
+    return getattr(api, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,9 +27,7 @@ _PREPROCESSING: dict[str, Any] = {
 def _vit() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
-        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3
-    )
+    return VisionTransformer(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3)
 
 
 def _swin() -> nn.Module:
@@ -44,9 +42,9 @@ def _swin() -> nn.Module:
 def _resnet() -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
-    # The stride-2 stem would leave 7 x 7 pixels after its max pool, so the pool is a strided convolution.
+    # timm annotates the block class as if it were a block. The stride-2 stem would leave 7 x 7 pixels after its max pool, so the pool is a strided convolution.
     return ResNet(
-        BasicBlock, layers=(1, 1, 1, 1), channels=(32, 64, 96, 128), stem_width=32, in_chans=1, num_classes=10,
+        cast(Any, BasicBlock), layers=(1, 1, 1, 1), channels=(32, 64, 96, 128), stem_width=32, in_chans=1, num_classes=10,
         replace_stem_pool=True,
     )  # fmt: skip
 

@@ -1,0 +1,275 @@
+"""The quantized model on disk: packed integer codes, everything needed to rebuild the model, and nothing else.
+
+A folder with `model.safetensors` (packed codes, quantizer parameters, float leftovers), `config.json` (timm's conventions)
+and `quantization.json` (format, edits, the quantizer of every operand, where the weights came from).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from halfbyte.edits import Edit
+from halfbyte.errors import HalfbyteError
+from halfbyte.families.describe import describe
+from halfbyte.families.layout import Layout
+from halfbyte.layers.site import SiteModule, WeightedSite
+from halfbyte.models.load import create_architecture
+from halfbyte.prepare import prepare, set_state, site_module
+from halfbyte.quantizers.kinds import build_quantizer
+from halfbyte.quantizers.packing import pack, packed_size, unpack
+
+FORMAT, VERSION = "halfbyte", 1
+TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
+FILES = (TENSORS, CONFIG, QUANTIZATION)
+
+# Tables of this size or more (position embeddings, relative position biases) are stored as float16.
+HALF_PRECISION_FROM = 4096
+_NOT_STORED = "num_batches_tracked"
+
+
+@dataclass
+class Artifact:
+    """A loaded artifact: the model in the state `quantized`, and what is known of it.
+
+    `facts` is quantization.json: "source", "recipe", "paper_exact", "preprocessing", "edits", "sites" and more.
+    """
+
+    model: nn.Module
+    layout: Layout
+    facts: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def stored_dtype(tensor: Tensor) -> torch.dtype:
+    """The type in which a float leftover is kept: float16 for large tables that fit it, else float32."""
+    half = tensor.numel() >= HALF_PRECISION_FROM and bool((tensor.abs() < torch.finfo(torch.float16).max).all())
+    return torch.float16 if half else torch.float32
+
+
+def round_leftovers(model: nn.Module) -> None:
+    """Round every float that the artifact keeps to the type in which it keeps it, before anything is evaluated."""
+    with torch.no_grad():
+        for tensor in _leftovers(model).values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(stored_dtype(tensor)))
+
+
+def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[str, Any]) -> int:
+    """Write the three files into the existing `folder`, each beside its place and then renamed; returns the bytes of
+    `model.safetensors`.
+
+    `facts` needs "source" (architecture, tag, ...), "edits" and "preprocessing"; whatever else it holds is kept.
+    Raises `HalfbyteError` where the disk is full or not writable; then no file of an earlier artifact is harmed.
+    """
+    tensors: dict[str, Tensor] = {}
+    sites = []
+    for site in layout.sites:
+        module = site_module(model, site.name)
+        if isinstance(module, WeightedSite):
+            codes = module.codes().cpu().numpy()
+            stream = pack(codes, module.quantizer("weight").bits)
+            tensors[f"{site.name}.weight_codes"] = torch.from_numpy(stream)
+        specs = {operand: module.quantizer(operand).spec() for operand in site.operands}
+        sites.append({"name": site.name, "role": site.role, "quantizers": specs})
+    for name, tensor in _leftovers(model).items():
+        kept = tensor.to(stored_dtype(tensor)) if tensor.is_floating_point() else tensor
+        tensors[name] = kept.detach().cpu().clone().contiguous()
+    for name, tensor in _quantizer_tensors(model, layout).items():
+        tensors[name] = tensor.detach().cpu().clone().contiguous()
+    blob = save_tensors(tensors)
+    known = {entry["name"]: entry for entry in facts.get("sites", [])}
+    merged = [{**known.get(entry["name"], {}), **entry} for entry in sites]
+    quantization = {**facts, "format": FORMAT, "version": VERSION, "sites": merged,
+                    "tensors_sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
+    config = _timm_config(model, facts)
+    write_files(folder, {TENSORS: blob, CONFIG: _json(config), QUANTIZATION: _json(quantization)})
+    return len(blob)
+
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write all files beside their places, then rename them; on failure remove the parts and raise `HalfbyteError`."""
+    parts = {folder / f"{name}.part": folder / name for name in contents}
+    try:
+        for part, content in zip(parts, contents.values(), strict=True):
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for part, place in parts.items():
+            os.replace(part, place)
+    except OSError as error:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise HalfbyteError(f"cannot write to {folder}: {reason}; free some space or choose another --out") from None
+
+
+def load_artifact(folder: str | Path) -> Artifact:
+    """Rebuild a quantized model from its folder, without the original weights and without the network.
+
+    Raises `HalfbyteError` for a folder that is no artifact, and for one that is damaged in any way.
+    """
+    folder = Path(folder)
+    facts, config = _read_json(folder, QUANTIZATION), _read_json(folder, CONFIG)
+    if facts.get("format") != FORMAT or not isinstance(facts.get("version"), int):
+        raise HalfbyteError(f"{folder / QUANTIZATION} is not of the format {FORMAT!r}")
+    if facts["version"] > VERSION:
+        raise HalfbyteError(f"{folder} was written by a newer halfbyte (format {facts['version']}); upgrade halfbyte")
+    tensors = _read_tensors(folder, str(facts.get("tensors_sha256")))
+    try:
+        source = facts["source"]
+        model = create_architecture(source["architecture"], source["tag"])
+        if config["architecture"] != source["architecture"] or config["num_classes"] != _classes(model):
+            raise HalfbyteError(f"{folder / CONFIG} does not describe the model of {QUANTIZATION}")
+        layout = prepare(model, describe(model))
+        for edit in facts["edits"]:
+            Edit(edit["name"], edit["arguments"]).apply(model)
+        if [entry["name"] for entry in facts["sites"]] != [site.name for site in layout.sites]:
+            raise HalfbyteError(f"{folder}: the sites are not those of {source['architecture']}")
+        for entry in facts["sites"]:
+            _fill_site(site_module(model, entry["name"]), entry, tensors)
+        _fill_leftovers(model, tensors)
+    except HalfbyteError as error:
+        raise HalfbyteError(f"cannot load {folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        raise HalfbyteError(f"cannot load {folder}: damaged or edited ({error})") from None
+    if tensors:
+        raise HalfbyteError(f"cannot load {folder}: {len(tensors)} tensors too many, such as {sorted(tensors)[0]}")
+    set_state(model, "quantized")
+    return Artifact(model.eval(), layout, facts, config)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder says that it is one."""
+    return (folder / QUANTIZATION).is_file()
+
+
+def _leftovers(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers that are neither a site's weight nor a quantizer's."""
+    owned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, WeightedSite)}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name not in owned and "_quantizer." not in name
+        and not name.endswith((_NOT_STORED, ".weight_codes"))
+    }  # fmt: skip
+
+
+def _quantizer_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    found = {}
+    for site in layout.sites:
+        for operand in site.operands:
+            quantizer = site_module(model, site.name).quantizer(operand)
+            if not quantizer.fitted:
+                raise HalfbyteError(f"the {operand} of {site.name} was never calibrated; begin with a calibration step")
+            for name, tensor in quantizer.named_buffers():
+                found[f"{site.name}.{operand}_quantizer.{name}"] = tensor
+    return found
+
+
+def _timm_config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+    """timm's config.json: `architecture`, `num_classes`, `num_features`, `pretrained_cfg`."""
+    known = {**cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {}), **facts["preprocessing"]}
+    plain = {key: value for key, value in known.items() if isinstance(value, (str, int, float, bool, list, tuple))}
+    return {
+        "architecture": facts["source"]["architecture"],
+        "num_classes": _classes(model),
+        "num_features": getattr(model, "num_features", None),
+        "pretrained_cfg": {**plain, "num_classes": _classes(model)},
+    }
+
+
+def _classes(model: nn.Module) -> int:
+    return int(cast(int, model.num_classes))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    # No newline at the end: then every truncation leaves something that is not JSON.
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
+    except NotADirectoryError:
+        raise HalfbyteError(f"{folder} is not an artifact but a file; give the folder that holds {name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise HalfbyteError(f"{folder / name} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise HalfbyteError(f"{folder / name} is damaged: not a JSON object")
+    return value
+
+
+def _read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise HalfbyteError(f"cannot read {path}: {error.strerror}") from None
+    if hashlib.sha256(blob).hexdigest() != sha256:
+        raise HalfbyteError(f"{path} is damaged or incomplete: its sha256 is not the one in {QUANTIZATION}")
+    try:
+        return load_tensors(blob)
+    except (SafetensorError, ValueError) as error:
+        raise HalfbyteError(f"{path} is damaged: {error}") from None
+
+
+def _fill_site(module: SiteModule, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    name = entry["name"]
+    for operand in module.operands:
+        quantizer = build_quantizer(entry["quantizers"][operand])
+        for buffer in list(quantizer._buffers):
+            setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}"))
+        module.set_quantizer(operand, quantizer)
+        _check_parameters(module, operand, name)
+    if isinstance(module, WeightedSite):
+        assert module.weight is not None
+        shape, bits = tuple(module.weight.shape), module.quantizer("weight").bits
+        stream = tensors.pop(f"{name}.weight_codes")
+        if stream.dtype != torch.uint8 or stream.numel() != packed_size(int(np.prod(shape)), bits):
+            raise ValueError(f"{name}: {stream.numel()} bytes do not hold {shape} codes of {bits} bits")
+        module.weight_codes = torch.from_numpy(unpack(stream.numpy(), bits, shape))
+        module.weight = None
+
+
+def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
+    quantizer = module.quantizer(operand)
+    wanted: tuple[int, ...] = ()
+    if operand == "weight" and getattr(quantizer, "axis", None) == 0:
+        weight = cast(Tensor, module.weight)
+        wanted = (weight.shape[0],) + (1,) * (weight.ndim - 1)
+    for buffer, tensor in quantizer.named_buffers():
+        per_tensor_wanted = operand == "weight" or getattr(quantizer, "axis", None) is None
+        if per_tensor_wanted and tuple(tensor.shape) != wanted:
+            raise ValueError(f"{name}: the {operand}'s {buffer} has the shape {tuple(tensor.shape)}, not {wanted}")
+    scale = cast(Tensor, quantizer.scale)
+    if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise ValueError(f"{name}: the {operand}'s scale must be positive float32")
+
+
+def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, place in _leftovers(model).items():
+            tensor = tensors.pop(name)
+            if tensor.shape != place.shape:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(place.shape)}")
+            place.copy_(tensor)
+
+
+def edits_as_dicts(edits: list[Edit]) -> list[dict[str, Any]]:
+    """Edits as plain values, for quantization.json."""
+    return [asdict(edit) for edit in edits]

@@ -1,0 +1,193 @@
+"""The command line: parses, calls the API, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turn a trained vision model into a few-bit one, and see what that cost.",
+)
+
+Weights = Annotated[Optional[Path], typer.Option(help="Weights of the float model: .safetensors or .pth.")]
+Images = Annotated[Optional[Path], typer.Option(help="Images for evaluation: one folder a class, or .npz.")]
+CropPct = Annotated[Optional[float], typer.Option(help="Share of the resized image that the centre crop keeps.")]
+Interpolation = Annotated[Optional[str], typer.Option(help="Resampling filter of the resize.")]
+Limit = Annotated[Optional[int], typer.Option(help="Evaluate on this many images, drawn evenly.")]
+Workers = Annotated[int, typer.Option(help="Processes that read images.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Json = Annotated[Optional[Path], typer.Option("--json", help="Also write the facts to this file.")]
+Target = Annotated[str, typer.Argument(help="The folder of an artifact, or a model's name.", show_default=False)]
+
+
+@app.command()
+def quantize(
+    model: Annotated[Optional[str], typer.Argument(help="A timm name, with or without tag, a short name of the papers,"
+                     " or an embedded model.", show_default="fashion_vit")] = None,
+    weights: Weights = None,
+    calib: Annotated[Optional[Path], typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
+    val: Images = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name or file; `halfbyte recipes` lists them.")] = "repq",
+    w_bits: Annotated[Optional[int], typer.Option(help="Bits of the weights, 2 to 8.")] = None,
+    a_bits: Annotated[Optional[int], typer.Option(help="Bits of the activations, 2 to 8.")] = None,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="A step's parameter: step.key=value.")] = None,
+    calib_images: Annotated[Optional[int], typer.Option(help="Calibration images that the run may use.")] = None,
+    limit: Limit = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    device: Device = "auto",
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = None,
+    workers: Workers = 2,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    out: Annotated[Optional[Path], typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")] = False,
+    json_file: Json = None,
+) -> None:  # fmt: skip
+    """Quantize a model by a recipe: a packed artifact, its metrics and a report."""
+    from halfbyte import api
+
+    _writable(json_file)
+    options = api.Options(
+        model, weights, calib, val, recipe, w_bits, a_bits, tuple(set_ or ()), calib_images, limit, batch_size, device,
+        crop_pct, interpolation, workers, seed, out, resume, force,
+    )  # fmt: skip
+    result = api.quantize(options)
+    _print_run(result.metrics, result.folder)
+    _write_json(json_file, result.metrics)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Target,
+    weights: Weights = None,
+    val: Images = None,
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images at a time.")] = None,
+    limit: Limit = None,
+    workers: Workers = 2,
+    device: Device = "auto",
+    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    json_file: Json = None,
+) -> None:
+    """Measure the accuracy of an artifact or of a float model; under torchrun the images are shared out."""
+    from halfbyte import api
+    from halfbyte.distributed import leads
+
+    if engine != "torch":
+        raise HalfbyteError(f"--engine {engine!r} is not available; this version evaluates with torch")
+    _writable(json_file)
+    facts = api.evaluate_model(
+        target, weights=weights, val=val, crop_pct=crop_pct, interpolation=interpolation, batch_size=batch_size,
+        limit_images=limit, workers=workers, device=device,
+    )  # fmt: skip
+    if leads():
+        _print_evaluation(facts)
+        _write_json(json_file, facts)
+
+
+@app.command()
+def inspect(target: Target, weights: Weights = None, json_file: Json = None) -> None:
+    """List the sites of an artifact or of a model, and the arithmetic that is left in float."""
+    from halfbyte import api
+
+    _writable(json_file)
+    facts = api.inspect_model(target, weights)
+    _print_sites(facts)
+    _write_json(json_file, facts)
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="Print this recipe.", show_default=False)] = None,
+    json_file: Json = None,
+) -> None:
+    """List the recipes that come with halfbyte, or print one."""
+    from halfbyte.recipe import builtin_recipes, load_recipe
+
+    _writable(json_file)
+    if name is not None:
+        recipe = load_recipe(name)
+        print(recipe.as_yaml(), end="")
+        _write_json(json_file, recipe.as_dict())
+        return
+    found = {known: load_recipe(known) for known in builtin_recipes()}
+    table = Table("recipe", "weight bits", "activation bits", "steps")
+    for known, recipe in found.items():
+        steps = ", ".join(call.name for call in recipe.steps)
+        table.add_row(known, str(recipe.bits.weight), str(recipe.bits.activation), steps)
+    Console().print(table)
+    _write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
+
+
+def _print_run(metrics: dict[str, Any], folder: Path) -> None:
+    bits, size, seconds = metrics["bits"], metrics["bytes"], metrics["seconds"]
+    title = f"{metrics['model']}, {metrics['recipe']} at W{bits['weight']}A{bits['activation']}"
+    table = Table("", "float", "quantized", title=title)
+    images = metrics["images"]["evaluation"]
+    if images:
+        for key, label in (("top1", "top-1 %"), ("top5", "top-5 %")):
+            table.add_row(label, f"{metrics['float'][key]:.2f}", f"{metrics['quantized'][key]:.2f}")
+        table.add_row("agreement with float %", "", f"{metrics['quantized']['agreement']:.2f}")
+    table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
+    console = Console()
+    console.print(table)
+    weights = metrics["weights"]
+    tag = f", tag {weights['tag']}" if weights["tag"] else ""
+    console.print(f"weights: {weights['source']}{tag}, sha256 {str(weights['sha256'])[:12]}", highlight=False)
+    measured = f"evaluated on {images} images; " if images else "not evaluated (give --val DIR); "
+    console.print(f"{measured}quantized in {seconds['total']:.1f} s; report: {folder / 'report.html'}", highlight=False)
+
+
+def _print_evaluation(facts: dict[str, Any]) -> None:
+    found = facts.get("quantized") or facts["float"]
+    table = Table("model", "images", "top-1 %", "top-5 %", "agreement %", "KL")
+    agreement, kl = found["agreement"], found["kl"]
+    table.add_row(
+        facts["model"], str(facts["images"]["evaluation"]), f"{found['top1']:.2f}", f"{found['top5']:.2f}",
+        "-" if agreement is None else f"{agreement:.2f}", "-" if kl is None else f"{kl:.4f}",
+    )  # fmt: skip
+    Console().print(table)
+
+
+def _print_sites(facts: dict[str, Any]) -> None:
+    table = Table("site", "role", "operands", "million MACs", "bytes", "SQNR dB", title=facts["model"])
+    for row in facts["sites"]:
+        operands = [f"{key}: {row[key]}" for key in ("input", "left", "right", "weight") if row.get(key)]
+        sqnr = row["sqnr_db"]
+        table.add_row(
+            row["name"], row["role"], "\n".join(operands), f"{row['macs'] / 1e6:.2f}", str(row["bytes"]),
+            "-" if sqnr is None else f"{sqnr:.1f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    covered = facts["coverage"]
+    console.print(f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False)
+    for entry in covered["float"]:
+        console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+
+
+def _writable(json_file: Path | None) -> None:
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
+
+
+def _write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(facts, indent=2))
+        except OSError as error:
+            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
+        Progress().say(f"wrote {json_file}")

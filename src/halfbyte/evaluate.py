@@ -1,0 +1,129 @@
+"""Accuracy, agreement with the float model, and the error of each site."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.data.images import ImageSet, batches
+from halfbyte.distributed import World
+from halfbyte.families.layout import Layout
+from halfbyte.prepare import model_state, site_module
+from halfbyte.progress import Progress
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Percentages of the images; `kl` in nats, the mean divergence of the model's prediction from the float one.
+
+    `agreement` (the same first class) and `kl` are None where there is no float model.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    agreement: float | None = None
+    kl: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | None = None,
+    reference: Tensor | None = None,
+    world: World | None = None,
+    progress: Progress | None = None,
+    label: str = "evaluating",
+) -> tuple[Metrics, Tensor]:
+    """Metrics of `model` over `images`, and its logits `[N, classes]` (float32, on the CPU).
+
+    `reference` holds the float model's logits of the same images. Under torchrun each process takes every so-many-th
+    batch; every image is counted once and the batches are those of a single process, so the result is the same.
+    """
+    world, device = world or World(), device or torch.device("cpu")
+    count = -(-len(images) // batch_size)
+    mine = list(range(world.rank, count, world.size))
+    own = images.subset([i for b in mine for i in range(b * batch_size, min((b + 1) * batch_size, len(images)))])
+    logits: Tensor | None = None
+    loader = batches(own, batch_size, workers)
+    follow = (progress or Progress(quiet=True)) if world.leads else Progress(quiet=True)
+    for number, (pixels, _) in zip(mine, follow.track(loader, label, len(mine)), strict=True):
+        output = model(pixels.to(device)).float().cpu()
+        if logits is None:
+            logits = torch.zeros(len(images), output.shape[1])
+        logits[number * batch_size : number * batch_size + len(output)] = output
+    if logits is None:  # More processes than batches: this one has none, but must know the shape.
+        logits = torch.zeros(len(images), model(images[0][0][None].to(device)).shape[1])
+    logits = world.merge(logits)
+    return metrics(logits, torch.tensor(images.labels), reference), logits
+
+
+def metrics(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> Metrics:
+    """Metrics of logits `[N, classes]` for labels `[N]`; ties in a rank count for the lower class."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    hits = order[:, :5] == labels[:, None]
+    agreement = kl = None
+    if reference is not None:
+        same = logits.argmax(1) == reference.argmax(1)
+        agreement = _percent(int(same.sum()), len(labels))
+        target, log_q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+        kl = float((target.exp() * (target - log_q)).sum(1).mean())
+    first, any_of_five = int(hits[:, 0].sum()), int(hits.any(1).sum())
+    return Metrics(len(labels), _percent(first, len(labels)), _percent(any_of_five, len(labels)), agreement, kl)
+
+
+@torch.inference_mode()
+def site_sqnr(model: nn.Module, layout: Layout, pixels: Tensor) -> dict[str, float]:
+    """Signal-to-quantization-noise ratio in dB of each site's output for images `[B, C, H, W]`.
+
+    Signal: what the site gives in the state `float`; noise: what it gives in the state `quantized`, less that. An error
+    of zero counts as 200 dB. Only one image's outputs are kept at a time.
+    """
+    signal: dict[str, float] = {site.name: 0.0 for site in layout.sites}
+    noise = dict(signal)
+    for image in pixels:
+        kept = _outputs(model, layout, image[None], "float")
+        for name, outputs in _outputs(model, layout, image[None], "quantized").items():
+            for exact, got in zip(kept[name], outputs, strict=True):
+                signal[name] += float(exact.double().square().sum())
+                noise[name] += float((got.double() - exact.double()).square().sum())
+    return {name: _decibel(signal[name], noise[name]) for name in signal}
+
+
+def _outputs(model: nn.Module, layout: Layout, image: Tensor, state: Any) -> dict[str, list[Tensor]]:
+    kept: dict[str, list[Tensor]] = {site.name: [] for site in layout.sites}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            kept[name].append(output.clone())
+
+        return hook
+
+    hooks = [site_module(model, name).register_forward_hook(keep(name)) for name in kept]
+    try:
+        with model_state(model, state):
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def _decibel(signal: float, noise: float) -> float:
+    ratio = torch.tensor(signal / noise if noise > 0 and signal > 0 else (1e20 if noise == 0 else 1e-20))
+    return round(float(10 * ratio.double().log10().clamp(-200, 200)), 2)
+
+
+def _percent(hits: int, count: int) -> float:
+    return 100.0 * hits / count

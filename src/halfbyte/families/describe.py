@@ -1,0 +1,57 @@
+"""From a timm model to its Layout."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from timm.layers.conv2d_same import Conv2dSame
+from torch import nn
+
+# Importing the families enters their handlers.
+from halfbyte.families import resnet, swin, vit  # noqa: F401
+from halfbyte.families.generic import block_of, role_of
+from halfbyte.families.layout import Layout, Site
+from halfbyte.families.sketch import HANDLERS, Sketch
+
+
+def describe(model: nn.Module) -> Layout:
+    """Find the sites of a float model without changing it.
+
+    Handlers are chosen by exact class, so one model may mix families; every other linear and 2-d convolution becomes a
+    site by the generic rules.
+    """
+    sketch = Sketch(model)
+    for path, module in model.named_modules():
+        handler = HANDLERS.get(type(module))
+        if handler is not None:
+            handler(path, module, sketch)
+    stems, heads = _ends(model)
+    sites: list[Site] = []
+    for path, module in model.named_modules():
+        if type(module) in (nn.Linear, nn.Conv2d, Conv2dSame):
+            role = "stem" if path in stems else "head" if path in heads else None
+            sites.append(_site(path, role or sketch.roles.get(path) or role_of(path, module), sketch))
+        if path in sketch.adapters:
+            sites += [_site(f"{path}.{product}", product, sketch) for product in ("qk", "pv")]
+    return Layout.of(sites, sketch.adapters)
+
+
+def is_same_padded(module: nn.Module) -> bool:
+    """Whether a convolution pads like TensorFlow, by the size of its input."""
+    return isinstance(module, Conv2dSame)
+
+
+def _site(path: str, role: str, sketch: Sketch) -> Site:
+    return Site(path, role, block_of(path, sketch.blocks), sketch.norms.get(path), sketch.activations.get(path))
+
+
+def _ends(model: nn.Module) -> tuple[set[str], set[str]]:
+    """The paths of the first convolutions and of the classifiers, as timm's configuration of the model names them."""
+    config = cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {})
+    modules = dict(model.named_modules())
+    return _named(config.get("first_conv"), modules), _named(config.get("classifier"), modules)
+
+
+def _named(entry: Any, modules: dict[str, nn.Module]) -> set[str]:
+    names = entry if isinstance(entry, (tuple, list)) else (entry,)
+    return {name for name in names if name in modules}

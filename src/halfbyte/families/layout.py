@@ -1,0 +1,74 @@
+"""A model's arithmetic as data: Blocks, each a list of Sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from halfbyte.errors import HalfbyteError, did_you_mean
+
+ROLES = (
+    "stem", "qkv", "proj", "fc1", "fc2", "gate", "reduction", "conv", "depthwise", "qk", "pv", "head",
+)  # fmt: skip
+
+Adapter = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where arithmetic is quantized.
+
+    `name` is the module path in the prepared model; `norm` and `activation` are the paths of the norm and of the
+    nonlinearity whose output is this site's input, where there is one; `block` is the path of its block. `macs` are the
+    multiply-accumulates for one image, known once the model was prepared.
+    """
+
+    name: str
+    role: str
+    block: str
+    norm: str | None = None
+    activation: str | None = None
+    macs: int = 0
+
+    @property
+    def operands(self) -> tuple[str, str]:
+        """The names of the two operands that have quantizers."""
+        return ("left", "right") if self.role in ("qk", "pv") else ("input", "weight")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the model that methods treat as a unit, with its sites in the order in which they run."""
+
+    name: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All blocks in the order in which they run, and how to rewrite the attentions (module path -> adapter)."""
+
+    blocks: tuple[Block, ...]
+    adapters: dict[str, Adapter] = field(default_factory=dict, compare=False)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site, in order."""
+        return tuple(site for block in self.blocks for site in block.sites)
+
+    def site(self, name: str) -> Site:
+        """The site of that name; raises `HalfbyteError` with the nearest names."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise HalfbyteError(f"unknown site {name!r}{did_you_mean(name, [site.name for site in self.sites])}")
+
+    @staticmethod
+    def of(sites: list[Site], adapters: dict[str, Adapter]) -> Layout:
+        """Group sites, given in order, into the blocks that they name."""
+        blocks: dict[str, list[Site]] = {}
+        for site in sites:
+            blocks.setdefault(site.block, []).append(site)
+        return Layout(tuple(Block(name, tuple(members)) for name, members in blocks.items()), adapters)

@@ -1,0 +1,37 @@
+"""Norms, activations and pools that stay in float, and what computes them the same way for every batch."""
+
+from __future__ import annotations
+
+from timm.layers import SelectAdaptivePool2d
+from timm.layers.norm import LayerNorm
+from timm.layers.norm_act import BatchNormAct2d
+from torch import nn
+
+from halfbyte.layers.activation import ExactElementwise, ExactGELU
+from halfbyte.layers.norm import ExactBatchNorm, ExactFloat64, ExactLayerNorm
+
+_SMOOTH_ACTIVATIONS = (
+    "CELU", "ELU", "GELU", "GELUTanh", "GeluTanh", "HardMish", "HardSigmoid", "HardSwish", "Hardsigmoid", "Hardswish",
+    "Mish", "QuickGELU", "QuickGELUTanh", "SELU", "SiLU", "Sigmoid", "Softplus", "Swish", "Tanh",
+)  # fmt: skip
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, SelectAdaptivePool2d)
+
+
+def replacement(module: nn.Module) -> nn.Module | None:
+    """A module with the same function whose result does not depend on the batch, or None where none is needed.
+
+    ReLU, ReLU6, max pools and the like are exact as they are.
+    """
+    if type(module) in (nn.LayerNorm, LayerNorm) and len(module.normalized_shape) == 1:
+        return ExactLayerNorm(module)
+    if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.track_running_stats:
+        return ExactBatchNorm(module)
+    name = type(module).__name__
+    if name == "GELU" and getattr(module, "approximate", "none") == "none":
+        return ExactGELU()
+    if name in _SMOOTH_ACTIVATIONS and not list(module.parameters()):
+        return ExactElementwise(module)
+    has_arithmetic_inside = any(isinstance(inner, (nn.Linear, nn.Conv2d)) for inner in module.modules())
+    if isinstance(module, _POOLS) or ("Norm" in name and not has_arithmetic_inside):
+        return ExactFloat64(module)
+    return None

@@ -1,0 +1,66 @@
+"""GELU as one formula of additions, multiplications and one division, so that every engine gives the same bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from halfbyte.layers.site import Stateful
+
+# x * Phi(x) with Phi(x) = 1/2 + c * P(c^2) / Q(c^2), c = x clipped to +-CLIP: fitted here to the exact function by
+# weighted least squares; with float32 arithmetic the largest error for any x is 1.1e-6.
+CLIP = 5.599999904632568
+NUMERATOR = (
+    0.39894190430641174, 0.03584729880094528, 0.004805426578968763, 0.00019015652651432902, 6.5905928749998566e-06,
+    2.1710528486096337e-08,
+)  # fmt: skip
+DENOMINATOR = (
+    1.0, 0.2565186023712158, 0.02980402484536171, 0.00200336123816669, 8.101142157102004e-05, 1.1851528824990964e-06
+)  # fmt: skip
+_PIECE = 2**16
+
+
+def exact_gelu(x: Tensor) -> Tensor:
+    """GELU of a float32 tensor, in Horner's scheme with every operation rounded to float32.
+
+    A library's erf differs between vector lanes, threads and versions; these operations do not.
+    """
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for piece, out in zip(x.reshape(-1).split(_PIECE), result.view(-1).split(_PIECE), strict=True):
+        clipped = piece.clamp(-CLIP, CLIP)
+        square = clipped * clipped
+        torch.mul(_horner(square, NUMERATOR), clipped, out=out)
+        out.div_(_horner(square, DENOMINATOR)).add_(0.5).mul_(piece)
+    return result
+
+
+def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    value = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value.mul_(x).add_(coefficient)
+    return value
+
+
+class ExactGELU(Stateful):
+    """nn.GELU (the exact one, not the tanh approximation)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return exact_gelu(x) if self.state == "quantized" else F.gelu(x)
+
+
+class ExactElementwise(Stateful):
+    """Any other smooth activation module, computed in float64 and rounded once to float32."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x.double()).float() if self.state == "quantized" else self.inner(x)
+        return result
+
+
+def exact_softmax(x: Tensor, state: str) -> Tensor:
+    """Softmax over the last dimension; in the state `quantized` in float64, rounded once to float32."""
+    return x.double().softmax(-1).float() if state == "quantized" else x.softmax(-1)

@@ -1,0 +1,24 @@
+"""The quantized linear layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from halfbyte.layers.site import WeightedSite, rescale
+
+
+class QuantLinear(WeightedSite):
+    """y = x W^T + b for x `[..., I]` and W `[O, I]`."""
+
+    def __init__(self, linear: nn.Linear, bias: Tensor | None = None) -> None:
+        super().__init__(linear.weight, linear.bias if bias is None else bias)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.state == "float":
+            return F.linear(x, self.float_weight(), self.bias)
+        if self.state == "observe":
+            return F.linear(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
+        weight, scale = self.integer_weight()
+        return rescale(F.linear(self.quantizer("input").centred(x).to(weight.dtype), weight), scale, self.bias)

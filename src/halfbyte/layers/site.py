@@ -1,0 +1,118 @@
+"""What the modules that do quantized arithmetic share: their state, their operands, their exact sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.quantizers.base import Quantizer
+
+State = Literal["float", "observe", "quantized"]
+Observer = Callable[["SiteModule", str, Tensor], Tensor]
+
+# Whole numbers up to here are exact in float32 (float64), and so is every partial sum, in any order.
+EXACT_FLOAT32, EXACT_FLOAT64 = 2.0**24, 2.0**53
+
+
+class Stateful(nn.Module):
+    """A module whose arithmetic depends on the model's state, which `prepare.model_state` sets."""
+
+    state: State = "float"
+
+
+class SiteModule(Stateful):
+    """One Site: a linear, a convolution, or a product of two activations, with a quantizer for each operand.
+
+    In the state `float` it computes what the module it replaces did. In `observe` it hands each operand to `observer`
+    and uses what that returns. In `quantized` it multiplies centred integer codes and applies the scales afterwards,
+    so that no result depends on the batch size, the number of threads or the library.
+    """
+
+    operands: ClassVar[tuple[str, str]]
+    observer: Observer | None = None
+
+    def quantizer(self, operand: str) -> Quantizer:
+        """The quantizer of an operand; raises `HalfbyteError` where the site has none."""
+        quantizer = getattr(self, f"{operand}_quantizer", None)
+        if not isinstance(quantizer, Quantizer):
+            raise HalfbyteError(f"a site has no quantizer for its {operand}; prepare the model with bit widths first")
+        return quantizer
+
+    def set_quantizer(self, operand: str, quantizer: Quantizer) -> None:
+        """Replace the quantizer of an operand; a name that is not one of `operands` raises `ValueError`."""
+        if operand not in self.operands:
+            raise ValueError(f"{type(self).__name__} has the operands {self.operands}, not {operand!r}")
+        setattr(self, f"{operand}_quantizer", quantizer)
+
+    def seen(self, operand: str, x: Tensor) -> Tensor:
+        """What to compute with in the state `observe`."""
+        return x if self.observer is None else self.observer(self, operand, x)
+
+
+class WeightedSite(SiteModule):
+    """A Site with a stored weight `[O, ...]`, quantized once and kept as codes."""
+
+    operands: ClassVar[tuple[str, str]] = ("input", "weight")
+    weight: Tensor | None
+    bias: Tensor | None
+    weight_codes: Tensor | None
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("weight_codes", None)
+        self._integer: tuple[tuple[object, ...], Tensor, Tensor, float] | None = None
+
+    def codes(self) -> Tensor:
+        """The weight's codes, uint8, in the weight's shape: the stored ones, or those of the float weight."""
+        if self.weight_codes is not None:
+            return self.weight_codes
+        assert self.weight is not None
+        return self.quantizer("weight").quantize(self.weight.detach())
+
+    def float_weight(self) -> Tensor:
+        """The float weight; for a site that was loaded as codes, what these stand for."""
+        if self.weight is not None:
+            return self.weight
+        return self.quantizer("weight").dequantize(self.codes())
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        """The centred codes of the weight in the dtype in which all sums with the input are exact, and the float32
+        scale `[O]` of a sum. Kept until the weight or a quantizer changes."""
+        weight_quantizer, input_quantizer = self.quantizer("weight"), self.quantizer("input")
+        source = self.weight_codes if self.weight_codes is not None else self.weight
+        parts = (source, *weight_quantizer.buffers(), *input_quantizer.buffers())
+        key = tuple(part for tensor in parts if tensor is not None for part in (id(tensor), tensor._version))
+        if self._integer is None or self._integer[0] != key:
+            centred = weight_quantizer.centre(self.codes())
+            largest_sum = float(centred.double().abs().flatten(1).sum(1).max()) * input_quantizer.largest
+            whole = weight_quantizer.exact_integers and input_quantizer.exact_integers
+            centred = centred.to(exact_dtype(largest_sum, whole))
+            factors = weight_quantizer.factor.double().flatten() * input_quantizer.factor.double()
+            # The tensors of the key are kept alive with it, so that their ids cannot be used again.
+            self._integer = (key, centred, factors.float().expand(len(centred)), largest_sum)
+            self._keyed = parts
+        return self._integer[1], self._integer[2]
+
+
+def exact_dtype(largest_sum: float, whole_numbers: bool = True) -> torch.dtype:
+    """The narrower of float32 and float64 in which sums of whole numbers up to `largest_sum` are exact.
+
+    What is not whole (a paper's own fractional codes) is summed in float64.
+    """
+    if whole_numbers and largest_sum < EXACT_FLOAT32:
+        return torch.float32
+    if largest_sum >= EXACT_FLOAT64:
+        raise HalfbyteError("integer sums of a site pass 2**53; its zero point lies too far from its codes")
+    return torch.float64
+
+
+def rescale(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """sums * scale + bias in float32, each step rounded once: the epilogue of every site."""
+    result = sums.float().mul_(scale) if sums.dtype != torch.float32 else sums.mul_(scale)
+    return result if bias is None else result.add_(bias)

@@ -1,0 +1,110 @@
+"""What every quantizer is: a map from a tensor to integer codes and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.errors import HalfbyteError
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def check_bits(bits: object, what: str = "bits") -> int:
+    """`bits` as an int from 2 to 8; anything else raises `HalfbyteError` that names `what`."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise HalfbyteError(f"{what} must be a whole number from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
+    return bits
+
+
+class Quantizer(nn.Module, ABC):
+    """Maps a float tensor to codes `0 .. 2**bits - 1` and back.
+
+    `forward(x)` equals `dequantize(quantize(x))` bit for bit and has a straight-through gradient. Integer
+    arithmetic uses the same codes in centred form: `forward(x) == centred(x) * factor` up to one rounding,
+    where `centred(x)` holds whole numbers (unless `exact_integers` is false: a paper's own defect, kept for comparison).
+    """
+
+    kind: ClassVar[str]
+    scale: Tensor | None
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = check_bits(bits)
+        self.register_buffer("scale", None)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether calibration has set the scale."""
+        return self.scale is not None
+
+    @property
+    def levels(self) -> int:
+        """The number of codes, 2**bits."""
+        return 2**self.bits
+
+    @property
+    def exact_integers(self) -> bool:
+        """Whether the centred codes are whole numbers, so that sums of their products are exact."""
+        return True
+
+    @property
+    @abstractmethod
+    def factor(self) -> Tensor:
+        """float32, broadcastable against the quantized tensor: what one unit of a centred code is worth."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """The largest magnitude that a centred code can have."""
+
+    @abstractmethod
+    def quantize(self, x: Tensor) -> Tensor:
+        """The codes of `x`: uint8, of the same shape."""
+
+    @abstractmethod
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """The values, float32, that `codes` stand for."""
+
+    @abstractmethod
+    def centre(self, codes: Tensor) -> Tensor:
+        """The centred form, float32, of `codes`."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        """The centred codes of `x`, float32, of the same shape."""
+        return self.centre(self.quantize(x))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Boolean: where the straight-through gradient passes (nowhere is a value clipped)."""
+        return torch.ones_like(x, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantized = self.dequantize(self.quantize(x.detach()))
+        if torch.is_grad_enabled() and x.requires_grad:
+            passed: Tensor = StraightThrough.apply(x, quantized, self.inside(x.detach()))
+            return passed
+        return quantized
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which `build_quantizer` makes an unfitted quantizer of the same kind."""
+        return {"kind": self.kind, "bits": self.bits}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.spec().items())
+
+
+class StraightThrough(torch.autograd.Function):
+    """Gives the quantized value and, backwards, the gradient where nothing was clipped (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor) -> Tensor:
+        ctx.save_for_backward(inside)
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None

@@ -1,0 +1,218 @@
+"""Recipes: which steps run, in which order, with how many bits where. This file checks their syntax."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.families.layout import ROLES, Site
+from halfbyte.quantizers.base import check_bits
+
+OPERANDS = ("weight", "activation")
+MAX_RECIPE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bit widths of one role or site; None leaves the plan's default."""
+
+    weight: int | None = None
+    activation: int | None = None
+
+
+# The first and the last layer hold few of the weights and most of the damage.
+DEFAULT_ROLES = {"stem": Bits(8, 8), "head": Bits(8, 8)}
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Default bit widths, overridden by role, overridden by site (glob patterns on the name; the last match wins)."""
+
+    weight: int = 4
+    activation: int = 4
+    roles: dict[str, Bits] = field(default_factory=lambda: dict(DEFAULT_ROLES))
+    sites: dict[str, Bits] = field(default_factory=dict)
+
+    def of(self, site: Site) -> tuple[int, int]:
+        """The bits of a site's weight and activation; both operands of a product have the activation's."""
+        weight, activation = self.weight, self.activation
+        overrides = [self.roles.get(site.role)]
+        overrides += [bits for pattern, bits in self.sites.items() if fnmatch.fnmatchcase(site.name, pattern)]
+        for bits in overrides:
+            if bits is not None:
+                weight = weight if bits.weight is None else bits.weight
+                activation = activation if bits.activation is None else bits.activation
+        return weight, activation
+
+    def unmatched(self, sites: tuple[Site, ...]) -> list[str]:
+        """The site patterns that name none of `sites`."""
+        return [p for p in self.sites if not any(fnmatch.fnmatchcase(site.name, p) for site in sites)]
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """The name of a step and its parameters, not yet resolved."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A quantization from start to end. `source` is the file or built-in name that messages quote."""
+
+    name: str
+    bits: BitPlan
+    steps: tuple[StepCall, ...]
+    paper_exact: bool = False
+    source: str = ""
+
+    def with_bits(self, weight: int | None = None, activation: int | None = None) -> Recipe:
+        """The same recipe with other default widths."""
+        weight = self.bits.weight if weight is None else check_bits(weight, "weight bits")
+        activation = self.bits.activation if activation is None else check_bits(activation, "activation bits")
+        return replace(self, bits=replace(self.bits, weight=weight, activation=activation))
+
+    def with_parameter(self, assignment: str) -> Recipe:
+        """The same recipe with one `step.key=value` applied to each step of that name; the value is read as YAML."""
+        path, equals, text = assignment.partition("=")
+        step, dot, key = path.partition(".")
+        if not (equals and dot and key):
+            raise HalfbyteError(f"--set takes step.key=value, not {assignment!r}")
+        names = [call.name for call in self.steps]
+        if step not in names:
+            raise HalfbyteError(f"--set {assignment}: {self.source} has no step {step!r}{did_you_mean(step, names)}")
+        value = _parsed(text, f"--set {assignment}")
+        steps = tuple(
+            replace(call, parameters={**call.parameters, key: value}) if call.name == step else call
+            for call in self.steps
+        )
+        return replace(self, steps=steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values in the form in which recipes are written, everything resolved."""
+        bits: dict[str, Any] = {"weight": self.bits.weight, "activation": self.bits.activation}
+        for group in ("roles", "sites"):
+            table = {key: _plain_bits(value) for key, value in getattr(self.bits, group).items()}
+            if table or group == "roles":
+                bits[group] = table
+        steps = [{call.name: call.parameters} for call in self.steps]
+        return {"name": self.name, "bits": bits, "paper_exact": self.paper_exact, "steps": steps}
+
+    def as_yaml(self) -> str:
+        """The recipe file that gives this recipe."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, default_flow_style=None, width=100)
+
+
+def builtin_recipes() -> tuple[str, ...]:
+    """The names of the recipes that come with the package."""
+    folder = resources.files("halfbyte") / "recipes"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """A built-in recipe by name, or a file; raises `HalfbyteError` that names the key and the file."""
+    name = str(name_or_file)
+    if name in builtin_recipes():
+        text = (resources.files("halfbyte") / "recipes" / f"{name}.yaml").read_text("utf-8")
+        return parse_recipe(text, f"recipe {name}")
+    path = Path(name)
+    if not path.is_file():
+        raise HalfbyteError(f"no recipe or file {name!r}{did_you_mean(name, builtin_recipes())}")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise HalfbyteError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: not a recipe")
+    try:
+        return parse_recipe(path.read_text("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise HalfbyteError(f"{path} is not a text file in UTF-8") from None
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Read the YAML of a recipe strictly."""
+    plain = _mapping(_parsed(text, source), source, ("name", "bits", "paper_exact", "steps"))
+    for key in ("name", "steps"):
+        if key not in plain:
+            raise HalfbyteError(f"{source}: the key {key!r} is missing")
+    if not isinstance(plain["name"], str):
+        raise HalfbyteError(f"{source}: name must be a text, not {plain['name']!r}")
+    paper_exact = plain.get("paper_exact", False)
+    if not isinstance(paper_exact, bool):
+        raise HalfbyteError(f"{source}: paper_exact must be true or false, not {paper_exact!r}")
+    steps = plain["steps"]
+    if not isinstance(steps, list) or not steps:
+        raise HalfbyteError(f"{source}: steps must be a list of at least one step")
+    bits = _bit_plan(plain.get("bits", {}), source)
+    return Recipe(plain["name"], bits, tuple(_step(step, source) for step in steps), paper_exact, source)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {key!r} is not a text")
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"the key {sorted(twice)[0]!r} is given twice")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise HalfbyteError(f"{source} is not valid YAML: {error}") from None
+
+
+def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise HalfbyteError(f"{where}: expected keys and values, not {value!r}")
+    for key in value:
+        if key not in keys:
+            raise HalfbyteError(f"{where}: unknown key {key!r}{did_you_mean(key, keys)}")
+    return value
+
+
+def _bit_plan(value: Any, source: str) -> BitPlan:
+    where = f"{source}: bits"
+    plain = _mapping(value, where, (*OPERANDS, "roles", "sites"))
+    defaults = {operand: check_bits(plain[operand], f"{where}.{operand}") for operand in OPERANDS if operand in plain}
+    roles, sites = plain.get("roles") or {}, plain.get("sites") or {}
+    role_bits = {role: _bits(bits, f"{where}.roles.{role}") for role, bits in
+                 _mapping(roles, f"{where}.roles", ROLES).items()}  # fmt: skip
+    if not isinstance(sites, dict):
+        raise HalfbyteError(f"{where}.sites must map name patterns to bits, not {sites!r}")
+    site_bits = {pattern: _bits(bits, f"{where}.sites.{pattern}") for pattern, bits in sites.items()}
+    return BitPlan(**defaults, roles={**DEFAULT_ROLES, **role_bits}, sites=site_bits)
+
+
+def _bits(value: Any, where: str) -> Bits:
+    if isinstance(value, dict):
+        return Bits(**{key: check_bits(bits, f"{where}.{key}") for key, bits in
+                       _mapping(value, where, OPERANDS).items()})  # fmt: skip
+    both = check_bits(value, where)
+    return Bits(both, both)
+
+
+def _plain_bits(bits: Bits) -> dict[str, int]:
+    return {operand: value for operand in OPERANDS if (value := getattr(bits, operand)) is not None}
+
+
+def _step(value: Any, source: str) -> StepCall:
+    if isinstance(value, str):
+        return StepCall(value)
+    if not isinstance(value, dict) or len(value) != 1:
+        raise HalfbyteError(f"{source}: a step is one name with its parameters, not {value!r}")
+    ((name, parameters),) = value.items()
+    if not isinstance(parameters, (dict, type(None))):
+        raise HalfbyteError(f"{source}: the parameters of {name} must be keys and values, not {parameters!r}")
+    return StepCall(name, parameters or {})

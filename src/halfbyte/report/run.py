@@ -1,0 +1,147 @@
+"""The report of one run: its metrics and its recipe as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from halfbyte.report import wording
+from halfbyte.report.accuracy import accuracy_section, summary
+from halfbyte.report.facts import mapping, number, records
+from halfbyte.report.markup import Html, element, escape
+from halfbyte.report.page import Column, code_block, details, document, paragraph, section, table
+from halfbyte.report.sites import sites_section
+
+_FOLDED_ROWS = 12
+_USE = """\
+import halfbyte
+
+model = halfbyte.load("DIR")
+"""
+
+
+def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
+    """One complete HTML page from the contents of `metrics.json` and `recipe.yaml`.
+
+    Any fact may be missing or None, and facts it does not know are passed over. The page refers to nothing outside
+    itself and carries no time of its own: the same facts give the same text.
+    """
+    model = wording.anything(metrics.get("model"))
+    recipe = wording.anything(metrics.get("recipe"))
+    bits = mapping(metrics.get("bits"))
+    method = f"{recipe}, {wording.bit_widths(number(bits.get('weight')), number(bits.get('activation')))}"
+    return document(
+        f"{model}, {method}: Halfbyte",
+        element("h1", escape(f"{model} "), element("span", escape(method))),
+        summary(metrics),
+        accuracy_section(metrics),
+        _weights_and_images(metrics),
+        sites_section(metrics),
+        _coverage(metrics),
+        _time_and_memory(metrics),
+        _stages(metrics),
+        section("Recipe", code_block("Recipe", "\n".join(recipe_yaml.splitlines()))),
+        _environment(metrics),
+        _use(),
+    )
+
+
+def _weights_and_images(metrics: Mapping[str, Any]) -> Html:
+    weights, images = mapping(metrics.get("weights")), mapping(metrics.get("images"))
+    rows = [
+        ("Model", wording.anything(metrics.get("model"))),
+        ("Weights", wording.anything(weights.get("source"))),
+        ("Tag", wording.anything(weights.get("tag"))),
+        ("SHA-256 of the weights", wording.anything(weights.get("sha256"))),
+        ("Calibration images", wording.count(number(images.get("calibration")))),
+        ("Evaluation images", wording.count(number(images.get("evaluation")))),
+    ]
+    skipped = mapping(metrics.get("skipped_images"))
+    return section(
+        "Weights and images",
+        _listing("Weights and images", rows),
+        details("Skipped images", _pairs("Skipped images", skipped)) if skipped else Html(""),
+    )
+
+
+def _coverage(metrics: Mapping[str, Any]) -> Html:
+    coverage = mapping(metrics.get("coverage"))
+    share = number(coverage.get("quantized_macs_percent"))
+    left = sorted(records(coverage.get("float")), key=lambda entry: -(number(entry.get("macs")) or 0.0))
+    integer = "" if share is None else f"{wording.percent(share)} of the multiply-accumulates run on integers. "
+    heading = "Arithmetic left in float"
+    if not coverage:
+        return section(heading, paragraph("Coverage was not recorded."))
+    if not left:
+        return section(heading, paragraph(f"{integer}No operation was found left in float."))
+    macs = sum(number(entry.get("macs")) or 0.0 for entry in left)
+    found = "operation" if len(left) == 1 else "operations"
+    text = f"{integer}{len(left):,} {found} stayed in float: {wording.magnitude(macs)} multiply-accumulates an image."
+    columns = (Column("Operation", "code"), Column("Where", "code"), Column("Multiply-accumulates", "number"))
+    rows = [
+        (
+            wording.anything(entry.get("operation")),
+            wording.anything(entry.get("where")),
+            wording.magnitude(number(entry.get("macs"))),
+        )
+        for entry in left
+    ]
+    listing = table(heading, columns, rows)
+    return section(heading, paragraph(text), details("All of them", listing) if len(rows) > _FOLDED_ROWS else listing)
+
+
+def _time_and_memory(metrics: Mapping[str, Any]) -> Html:
+    seconds = mapping(metrics.get("seconds"))
+    total = number(seconds.get("total"))
+    rows = []
+    for step, value in seconds.items():
+        spent = number(value)
+        if step in ("evaluate", "total"):
+            continue
+        share = f"{100 * spent / total:.0f}\u00a0%" if spent is not None and total else wording.NOT_APPLICABLE
+        rows.append((str(step), wording.duration(spent), share))
+    rows.append(("All steps", wording.duration(total), wording.NOT_APPLICABLE))
+    rows.append(("Evaluation", wording.duration(number(seconds.get("evaluate"))), wording.NOT_APPLICABLE))
+    columns = (Column("Step"), Column("Time", "number"), Column("Share", "number"))
+    return section(
+        "Time and memory",
+        table("Time", columns, rows),
+        paragraph(f"Peak memory of the process: {wording.size(number(metrics.get('peak_rss_bytes')))}."),
+    )
+
+
+def _stages(metrics: Mapping[str, Any]) -> Html:
+    stages = mapping(metrics.get("stages"))
+    if not stages:
+        return Html("")
+    columns = (Column("Stage"), Column("Steps", "number"), Column("Top-1", "number"), Column("Time", "number"))
+    rows = []
+    for name, value in stages.items():
+        stage = mapping(value)
+        steps, top1, seconds = (number(stage.get(key)) for key in ("steps", "top1", "seconds"))
+        rows.append((str(name), wording.count(steps), wording.percent(top1), wording.duration(seconds)))
+    return section("Training stages", table("Training stages", columns, rows))
+
+
+def _environment(metrics: Mapping[str, Any]) -> Html:
+    environment = mapping(metrics.get("environment"))
+    listing = _pairs("Environment", environment) if environment else paragraph("The environment was not recorded.")
+    return section("Environment", listing)
+
+
+def _use() -> Html:
+    return section(
+        "Use this artifact",
+        paragraph("DIR is the folder that holds this page. In Python:"),
+        code_block("Load the artifact in Python", _USE),
+        paragraph("On the command line, with a folder of images, one folder a class:"),
+        code_block("Evaluate the artifact", "halfbyte eval DIR --val IMAGES"),
+    )
+
+
+def _pairs(label: str, facts: Mapping[str, Any]) -> Html:
+    return _listing(label, [(str(key), wording.anything(value)) for key, value in facts.items()])
+
+
+def _listing(label: str, rows: list[tuple[str, str]]) -> Html:
+    return table(label, (Column("Fact"), Column("Value", "code")), rows)

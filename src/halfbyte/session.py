@@ -1,0 +1,148 @@
+"""What the steps of one run share, and the state from which a killed run continues."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from halfbyte.data.images import ImageSet, batches
+from halfbyte.edits import Edit
+from halfbyte.errors import HalfbyteError
+from halfbyte.families.layout import Layout
+from halfbyte.prepare import site_module
+from halfbyte.progress import Progress
+from halfbyte.quantizers.kinds import build_quantizer
+from halfbyte.recipe import Recipe
+
+STATE_TENSORS, STATE_FACTS = "resume.safetensors", "resume.json"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did: its registered name, the seconds it took, and figures worth keeping (plain values)."""
+
+    step: str
+    seconds: float
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Step(Protocol):
+    """A method: a frozen dataclass of parameters with a `run`."""
+
+    def run(self, session: Session) -> dict[str, Any]:
+        """Change the session's model; returns figures worth keeping."""
+
+
+@dataclass
+class Session:
+    """One run: the prepared model and all that steps may use.
+
+    `calibration` holds the images that the run may use, each `[C, H, W]`; `teacher` is the untouched float model.
+    `generator` is the only source of randomness.
+    """
+
+    model: nn.Module
+    teacher: nn.Module
+    layout: Layout
+    recipe: Recipe
+    calibration: ImageSet
+    device: torch.device
+    generator: torch.Generator
+    progress: Progress
+    batch_size: int = 32
+    workers: int = 0
+    edits: list[Edit] = field(default_factory=list)
+    reports: list[StepReport] = field(default_factory=list)
+
+    def edit(self, name: str, **arguments: Any) -> None:
+        """Make a named change of structure and record it, so that a saved model can be rebuilt."""
+        edit = Edit(name, arguments)
+        edit.apply(self.model)
+        self.edits.append(edit)
+
+    def images(self, count: int, batch_size: int | None = None) -> Iterator[Tensor]:
+        """The first `count` calibration images in batches `[B, C, H, W]` on the device.
+
+        Raises `HalfbyteError` where there are fewer.
+        """
+        if count > len(self.calibration):
+            raise HalfbyteError(
+                f"a step asks for {count} calibration images, the run has {len(self.calibration)}; "
+                "give more with --calib-images or lower the step's `images`"
+            )
+        subset = self.calibration.subset(range(count))
+        for images, _ in batches(subset, batch_size or self.batch_size, self.workers):
+            yield images.to(self.device)
+
+    def save_state(self, folder: Path) -> None:
+        """Write everything that the remaining steps need, so that the run can continue after the reports so far."""
+        facts = {
+            "recipe": self.recipe.as_dict(),
+            "edits": [asdict(edit) for edit in self.edits],
+            "reports": [asdict(report) for report in self.reports],
+            "quantizers": {
+                site.name: {operand: site_module(self.model, site.name).quantizer(operand).spec()
+                            for operand in site.operands}
+                for site in self.layout.sites
+            },
+        }  # fmt: skip
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors["__generator__"] = self.generator.get_state()
+        save_file(_unshared(tensors), folder / f"{STATE_TENSORS}.part")
+        os.replace(folder / f"{STATE_TENSORS}.part", folder / STATE_TENSORS)
+        (folder / f"{STATE_FACTS}.part").write_text(json.dumps(facts))
+        os.replace(folder / f"{STATE_FACTS}.part", folder / STATE_FACTS)
+
+    def restore_state(self, folder: Path) -> int:
+        """Continue from what `save_state` wrote; returns how many steps are done, 0 where nothing was saved.
+
+        Raises `HalfbyteError` where the saved state belongs to another recipe or is damaged.
+        """
+        if not (folder / STATE_FACTS).is_file():
+            return 0
+        try:
+            facts = json.loads((folder / STATE_FACTS).read_text())
+            tensors = load_file(folder / STATE_TENSORS)
+            if facts["recipe"] != self.recipe.as_dict():
+                raise HalfbyteError(f"{folder} holds a run of another recipe; repeat its command, or start with --force")
+            for plain in facts["edits"]:
+                self.edit(plain["name"], **plain["arguments"])
+            self.generator.set_state(tensors.pop("__generator__"))
+            for name, specs in facts["quantizers"].items():
+                for operand, spec in specs.items():
+                    quantizer = build_quantizer(spec)
+                    for buffer in list(quantizer._buffers):
+                        setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}", None))
+                    site_module(self.model, name).set_quantizer(operand, quantizer.to(self.device))
+            self.model.load_state_dict(tensors, strict=False)
+            self.reports = [StepReport(**report) for report in facts["reports"]]
+        except HalfbyteError:
+            raise
+        except Exception as error:
+            raise HalfbyteError(f"{folder}: the saved state is damaged ({error}); start again with --force") from None
+        return len(self.reports)
+
+
+def remove_state(folder: Path) -> None:
+    """Delete what `save_state` wrote; a finished run does not need it."""
+    for name in (STATE_TENSORS, STATE_FACTS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory, cloned: safetensors refuses them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.data_ptr()
+        result[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return result

@@ -1,0 +1,66 @@
+"""The steps by name, and how a recipe's parameters become them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.recipe import Recipe, StepCall
+from halfbyte.registry import Registry
+from halfbyte.session import Step
+from halfbyte.steps.ranges import MinMax, Mse, Percentile
+from halfbyte.steps.repq import RepQ
+
+STEPS: Registry[type[Any]] = Registry("step")
+STEPS.register("repq")(RepQ)
+STEPS.register("percentile")(Percentile)
+STEPS.register("mse")(Mse)
+STEPS.register("minmax")(MinMax)
+
+
+def resolve(recipe: Recipe) -> list[tuple[str, Step]]:
+    """The steps of a recipe with their names; raises `HalfbyteError` that names the key and the nearest spelling."""
+    return [(call.name, _build(call, recipe.source)) for call in recipe.steps]
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with each step's every parameter written out."""
+    calls = tuple(StepCall(name, _plain(dataclasses.asdict(typing.cast(Any, step)))) for name, step in resolve(recipe))
+    return dataclasses.replace(recipe, steps=calls)
+
+
+def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
+
+
+def _build(call: StepCall, source: str) -> Step:
+    if call.name not in STEPS:
+        raise HalfbyteError(f"{source}: unknown step {call.name!r}{did_you_mean(call.name, STEPS)}")
+    kind = STEPS.get(call.name)
+    types = typing.get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    values = {}
+    for key, value in call.parameters.items():
+        if key not in fields:
+            raise HalfbyteError(f"{source}: {call.name} has no parameter {key!r}{did_you_mean(key, fields)}")
+        values[key] = _typed(value, types[key], f"{source}: {call.name}.{key}")
+    try:
+        step: Step = kind(**values)
+    except ValueError as error:
+        raise HalfbyteError(f"{source}: {call.name}: {error}") from None
+    return step
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    """`value` if it is of the type of a step's field: bool, int, float, str, or a tuple of one of them."""
+    if typing.get_origin(wanted) is tuple:
+        item = typing.get_args(wanted)[0]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_typed(entry, item, where) for entry in values)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise HalfbyteError(f"{where} must be of type {wanted.__name__}, not {value!r}")
+    return value
