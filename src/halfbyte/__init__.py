@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.errors import HalfbyteError
 
 if TYPE_CHECKING:
-    from halfbyte.api import Options, Result, evaluate_model, inspect_model, load, quantize
+    from halfbyte.api import Result, evaluate_model, inspect_model, load, quantize
+    from halfbyte.inputs import Options
 
 __all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "inspect_model", "load", "quantize"]
 
@@ -22,6 +23,6 @@ __all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "inspect_mode
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
-    from halfbyte import api
+    from halfbyte import api, inputs
 
-    return getattr(api, name)
+    return getattr(inputs if name == "Options" else api, name)

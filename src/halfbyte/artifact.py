@@ -1,7 +1,7 @@
 """The quantized model on disk: packed integer codes, everything needed to rebuild the model, and nothing else.
 
-A folder with `model.safetensors` (packed codes, quantizer parameters, float leftovers), `config.json` (timm's conventions)
-and `quantization.json` (format, edits, the quantizer of every operand, where the weights came from).
+A folder with `model.safetensors` (packed codes, quantizer parameters, float leftovers), `config.json` (timm's
+conventions) and `quantization.json` (format, edits, the quantizer of every operand, where the weights came from).
 """
 
 from __future__ import annotations

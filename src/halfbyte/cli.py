@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,29 +20,29 @@ app = typer.Typer(
     help="Turn a trained vision model into a few-bit one, and see what that cost.",
 )
 
-Weights = Annotated[Optional[Path], typer.Option(help="Weights of the float model: .safetensors or .pth.")]
-Images = Annotated[Optional[Path], typer.Option(help="Images for evaluation: one folder a class, or .npz.")]
-CropPct = Annotated[Optional[float], typer.Option(help="Share of the resized image that the centre crop keeps.")]
-Interpolation = Annotated[Optional[str], typer.Option(help="Resampling filter of the resize.")]
-Limit = Annotated[Optional[int], typer.Option(help="Evaluate on this many images, drawn evenly.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights of the float model: .safetensors or .pth.")]
+Images = Annotated[Path | None, typer.Option(help="Images for evaluation: one folder a class, or .npz.")]
+CropPct = Annotated[float | None, typer.Option(help="Share of the resized image that the centre crop keeps.")]
+Interpolation = Annotated[str | None, typer.Option(help="Resampling filter of the resize.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate on this many images, drawn evenly.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Json = Annotated[Optional[Path], typer.Option("--json", help="Also write the facts to this file.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
 Target = Annotated[str, typer.Argument(help="The folder of an artifact, or a model's name.", show_default=False)]
 
 
 @app.command()
 def quantize(
-    model: Annotated[Optional[str], typer.Argument(help="A timm name, with or without tag, a short name of the papers,"
+    model: Annotated[str | None, typer.Argument(help="A timm name, with or without tag, a short name of the papers,"
                      " or an embedded model.", show_default="fashion_vit")] = None,
     weights: Weights = None,
-    calib: Annotated[Optional[Path], typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
+    calib: Annotated[Path | None, typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
     val: Images = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name or file; `halfbyte recipes` lists them.")] = "repq",
-    w_bits: Annotated[Optional[int], typer.Option(help="Bits of the weights, 2 to 8.")] = None,
-    a_bits: Annotated[Optional[int], typer.Option(help="Bits of the activations, 2 to 8.")] = None,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="A step's parameter: step.key=value.")] = None,
-    calib_images: Annotated[Optional[int], typer.Option(help="Calibration images that the run may use.")] = None,
+    w_bits: Annotated[int | None, typer.Option(help="Bits of the weights, 2 to 8.")] = None,
+    a_bits: Annotated[int | None, typer.Option(help="Bits of the activations, 2 to 8.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A step's parameter: step.key=value.")] = None,
+    calib_images: Annotated[int | None, typer.Option(help="Calibration images that the run may use.")] = None,
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
     device: Device = "auto",
@@ -50,16 +50,17 @@ def quantize(
     interpolation: Interpolation = None,
     workers: Workers = 2,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    out: Annotated[Optional[Path], typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")] = False,
     json_file: Json = None,
 ) -> None:  # fmt: skip
     """Quantize a model by a recipe: a packed artifact, its metrics and a report."""
     from halfbyte import api
+    from halfbyte.inputs import Options
 
     _writable(json_file)
-    options = api.Options(
+    options = Options(
         model, weights, calib, val, recipe, w_bits, a_bits, tuple(set_ or ()), calib_images, limit, batch_size, device,
         crop_pct, interpolation, workers, seed, out, resume, force,
     )  # fmt: skip
@@ -75,7 +76,7 @@ def evaluate(
     val: Images = None,
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Images at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
     limit: Limit = None,
     workers: Workers = 2,
     device: Device = "auto",
@@ -111,7 +112,7 @@ def inspect(target: Target, weights: Weights = None, json_file: Json = None) -> 
 
 @app.command()
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="Print this recipe.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default=False)] = None,
     json_file: Json = None,
 ) -> None:
     """List the recipes that come with halfbyte, or print one."""
@@ -174,7 +175,9 @@ def _print_sites(facts: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     covered = facts["coverage"]
-    console.print(f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False)
+    console.print(
+        f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False
+    )
     for entry in covered["float"]:
         console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
 

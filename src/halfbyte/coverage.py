@@ -45,8 +45,8 @@ _COUNTED: dict[Any, Callable[[Any, Any], int]] = {
 def coverage(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """Run one image of zeros and list every matrix product, convolution and fused attention outside the Sites.
 
-    Returns `{"macs", "quantized_macs_percent", "float": [{"operation", "where", "macs"}]}`, where `where` is the path of
-    the innermost module that runs the operation.
+    Returns `{"macs", "quantized_macs_percent", "float": [{"operation", "where", "macs"}]}`, where `where` is the path
+    of the innermost module that runs the operation.
     """
     tracker = _Tracker({site.name for site in layout.sites})
     with torch.no_grad(), model_state(model, "float"), tracker.following(model), tracker:
@@ -57,11 +57,11 @@ def coverage(model: nn.Module, layout: Layout) -> dict[str, Any]:
     return {"macs": inside + outside, "quantized_macs_percent": share, "float": tracker.found}
 
 
-class _Tracker(TorchDispatchMode):
+class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Knows at each operation in which modules it runs."""
 
     def __init__(self, sites: set[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sites = sites
         self.path: list[str] = []
         self.found: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.layers.norm import ExactLayerNorm
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.registry import Registry
@@ -50,6 +51,8 @@ def add_bias(model: nn.Module, site: str) -> None:
 def add_norm_affine(model: nn.Module, norm: str) -> None:
     """Give a norm without weight or bias those of the identity `[C]`."""
     module = model.get_submodule(norm)
+    if not isinstance(module, ExactLayerNorm):
+        raise HalfbyteError(f"{norm} is not a LayerNorm over one dimension")
     (channels,) = module.normalized_shape
     device = next(model.parameters()).device
     for name, fill in (("weight", 1.0), ("bias", 0.0)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,22 +28,24 @@ class Metrics:
     agreement: float | None = None
     kl: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Loop:
+    """How images are run through a model: how many at a time, where, by which processes, and who is told."""
+
+    batch_size: int = 32
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    world: World = field(default_factory=World)
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     images: ImageSet,
-    *,
-    batch_size: int = 32,
-    workers: int = 0,
-    device: torch.device | None = None,
+    loop: Loop | None = None,
     reference: Tensor | None = None,
-    world: World | None = None,
-    progress: Progress | None = None,
     label: str = "evaluating",
 ) -> tuple[Metrics, Tensor]:
     """Metrics of `model` over `images`, and its logits `[N, classes]` (float32, on the CPU).
@@ -51,21 +53,20 @@ def evaluate(
     `reference` holds the float model's logits of the same images. Under torchrun each process takes every so-many-th
     batch; every image is counted once and the batches are those of a single process, so the result is the same.
     """
-    world, device = world or World(), device or torch.device("cpu")
-    count = -(-len(images) // batch_size)
-    mine = list(range(world.rank, count, world.size))
-    own = images.subset([i for b in mine for i in range(b * batch_size, min((b + 1) * batch_size, len(images)))])
+    loop = loop or Loop()
+    starts = range(0, len(images), loop.batch_size)[loop.world.rank :: loop.world.size]
+    own = images.subset([i for start in starts for i in range(start, min(start + loop.batch_size, len(images)))])
     logits: Tensor | None = None
-    loader = batches(own, batch_size, workers)
-    follow = (progress or Progress(quiet=True)) if world.leads else Progress(quiet=True)
-    for number, (pixels, _) in zip(mine, follow.track(loader, label, len(mine)), strict=True):
-        output = model(pixels.to(device)).float().cpu()
+    follow = loop.progress if loop.world.leads else Progress(quiet=True)
+    loader = follow.track(batches(own, loop.batch_size, loop.workers), label, len(starts))
+    for start, (pixels, _) in zip(starts, loader, strict=True):
+        output = model(pixels.to(loop.device)).float().cpu()
         if logits is None:
             logits = torch.zeros(len(images), output.shape[1])
-        logits[number * batch_size : number * batch_size + len(output)] = output
+        logits[start : start + len(output)] = output
     if logits is None:  # More processes than batches: this one has none, but must know the shape.
-        logits = torch.zeros(len(images), model(images[0][0][None].to(device)).shape[1])
-    logits = world.merge(logits)
+        logits = torch.zeros(len(images), model(images[0][0][None].to(loop.device)).shape[1])
+    logits = loop.world.merge(logits)
     return metrics(logits, torch.tensor(images.labels), reference), logits
 
 

@@ -17,15 +17,16 @@ from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.packing import packed_size
+from halfbyte.recipe import BitPlan
 
 FLOAT_BITS = 32
 
 
-def operations(layout: Layout, bits: dict[str, tuple[int, int]], coverage: dict[str, Any]) -> dict[str, int]:
-    """Multiply-accumulates for one image, and bit operations: each one times the bits of both operands (32 in float)."""
+def operations(layout: Layout, plan: BitPlan, coverage: dict[str, Any]) -> dict[str, int]:
+    """Multiply-accumulates for one image, and bit operations: each times the bits of both operands (32 in float)."""
     total = sum(entry["macs"] for entry in coverage["float"]) * FLOAT_BITS**2
     for site in layout.sites:
-        weight, activation = bits[site.name]
+        weight, activation = plan.of(site)
         total += site.macs * activation * (activation if site.role in ("qk", "pv") else weight)
     return {"macs": int(coverage["macs"]), "bit_operations": int(total)}
 

@@ -151,4 +151,6 @@ def _macs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
 def _check_plan(plan: BitPlan, layout: Layout) -> None:
     unmatched = plan.unmatched(layout.sites)
     if unmatched:
-        raise HalfbyteError(f"bits.sites: no site of the model matches {unmatched[0]!r}; `halfbyte inspect MODEL` lists them")
+        raise HalfbyteError(
+            f"bits.sites: no site of the model matches {unmatched[0]!r}; `halfbyte inspect MODEL` lists them"
+        )

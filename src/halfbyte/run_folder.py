@@ -53,15 +53,16 @@ class RunFolder:
         if not resume:
             remedy = "continue it with --resume or replace it" if found is Found.UNFINISHED else "replace it"
             remedy = "it is not a run; write there anyway" if found is Found.OTHER else remedy
-            raise HalfbyteError(f"--out {self.path} holds {found.value}; {remedy} with --force, or choose another --out")
+            raise HalfbyteError(
+                f"--out {self.path} holds {found.value}; {remedy} with --force, or choose another --out"
+            )
         if found is Found.OTHER:
             raise HalfbyteError(f"--out {self.path} holds no run to resume; choose another --out, or --force")
         entry = self._first_entry() or {}
         changed = sorted(key for key, value in self.settings.items() if entry.get("settings", {}).get(key) != value)
         if changed:
-            raise HalfbyteError(
-                f"--out {self.path} holds a run with other settings ({', '.join(changed)}); repeat its command to resume"
-            )
+            differ = ", ".join(changed)
+            raise HalfbyteError(f"--out {self.path} holds a run with other settings ({differ}); resume with the same")
         return found
 
     def start(self, recipe_yaml: str) -> None:

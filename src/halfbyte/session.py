@@ -112,7 +112,9 @@ class Session:
             facts = json.loads((folder / STATE_FACTS).read_text())
             tensors = load_file(folder / STATE_TENSORS)
             if facts["recipe"] != self.recipe.as_dict():
-                raise HalfbyteError(f"{folder} holds a run of another recipe; repeat its command, or start with --force")
+                raise HalfbyteError(
+                    f"{folder} holds a run of another recipe; repeat its command, or start with --force"
+                )
             for plain in facts["edits"]:
                 self.edit(plain["name"], **plain["arguments"])
             self.generator.set_state(tensors.pop("__generator__"))

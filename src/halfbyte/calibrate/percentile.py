@@ -117,6 +117,6 @@ def _squared_error(values: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tens
     """Mean squared error `[R]` in float64 of quantizing `[R, n]`, in pieces that stay in the cache."""
     rows, count = values.shape
     total = torch.zeros(rows, dtype=torch.float64, device=values.device)
-    for piece in values.split(max(1, 2**18 // rows), dim=1):
+    for piece in torch.split(values, max(1, 2**18 // rows), dim=1):
         total += (quantize(piece) - piece).double().square_().sum(1)
     return total / count

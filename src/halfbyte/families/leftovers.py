@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.norm import LayerNorm
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
@@ -22,11 +22,12 @@ def replacement(module: nn.Module) -> nn.Module | None:
 
     ReLU, ReLU6, max pools and the like are exact as they are.
     """
-    if type(module) in (nn.LayerNorm, LayerNorm) and len(module.normalized_shape) == 1:
+    plain = type(module)
+    if isinstance(module, nn.LayerNorm) and plain in (nn.LayerNorm, LayerNorm) and len(module.normalized_shape) == 1:
         return ExactLayerNorm(module)
-    if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.track_running_stats:
+    if isinstance(module, nn.BatchNorm2d) and plain in (nn.BatchNorm2d, BatchNormAct2d) and module.track_running_stats:
         return ExactBatchNorm(module)
-    name = type(module).__name__
+    name = plain.__name__
     if name == "GELU" and getattr(module, "approximate", "none") == "none":
         return ExactGELU()
     if name in _SMOOTH_ACTIVATIONS and not list(module.parameters()):

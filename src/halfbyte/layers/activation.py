@@ -27,7 +27,8 @@ def exact_gelu(x: Tensor) -> Tensor:
     A library's erf differs between vector lanes, threads and versions; these operations do not.
     """
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for piece, out in zip(x.reshape(-1).split(_PIECE), result.view(-1).split(_PIECE), strict=True):
+    pieces = torch.split(x.reshape(-1), _PIECE), torch.split(result.view(-1), _PIECE)
+    for piece, out in zip(*pieces, strict=True):
         clipped = piece.clamp(-CLIP, CLIP)
         square = clipped * clipped
         torch.mul(_horner(square, NUMERATOR), clipped, out=out)

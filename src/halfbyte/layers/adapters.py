@@ -19,6 +19,16 @@ from halfbyte.layers.site import Stateful
 class AttentionAdapter(Stateful):
     """What all attentions share: heads `[B, h, N, d]`, scores, softmax, and the weighted sum of the values."""
 
+    qkv: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    gate: nn.Module
+    proj: nn.Module
+
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         for name, child in attention.named_children():
@@ -45,14 +55,16 @@ class AttentionAdapter(Stateful):
         mixed = self.pv(exact_softmax(scores, self.state), v)
         return cast(Tensor, mixed.transpose(1, 2).flatten(2))
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        """`[B, N, h * d]` to `[B, h, N, d]`."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def packed_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v `[B, h, N, d]` from the one projection `qkv`."""
-        packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return cast("tuple[Tensor, Tensor, Tensor]", packed.unbind(0))
+        packed = self.qkv(x)
+        q, k, v = packed.reshape(*packed.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+def heads_of(x: Tensor, count: int) -> Tensor:
+    """`[B, N, h * d]` to `[B, h, N, d]`."""
+    return x.reshape(*x.shape[:2], count, -1).transpose(1, 2)
 
 
 def _score_bias(mask: Tensor | None, is_causal: bool, x: Tensor) -> Tensor | None:
@@ -94,10 +106,12 @@ class ViTAttention(AttentionAdapter):
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if getattr(self, "qkv", None) is not None:
             return self.packed_qkv(x)
-        q = self.split_heads(self.q_proj(x))
-        k, v = (p(x).unflatten(-1, (self.num_heads // self.kv_groups, -1)).transpose(1, 2)
-                for p in (self.k_proj, self.v_proj))  # fmt: skip
-        return q, k, v
+        fewer = self.num_heads // self.kv_groups
+        return (
+            heads_of(self.q_proj(x), self.num_heads),
+            heads_of(self.k_proj(x), fewer),
+            heads_of(self.v_proj(x), fewer),
+        )
 
     def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
         from timm.layers.pos_embed_sincos import apply_rot_embed_cat
@@ -133,7 +147,7 @@ class BeitAttention(AttentionAdapter):
 
 
 class SwinAttention(AttentionAdapter):
-    """timm's WindowAttention: q is scaled before the product; relative position bias and the mask of shifted windows."""
+    """timm's WindowAttention: q is scaled before the product; relative position bias, mask of shifted windows."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.packed_qkv(x)

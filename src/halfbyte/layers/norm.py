@@ -29,7 +29,7 @@ class ExactLayerNorm(Stateful):
 
 
 class ExactBatchNorm(Stateful):
-    """BatchNorm at evaluation as one multiplication and one addition a channel, then the activation that it may hold."""
+    """BatchNorm at evaluation: one multiplication and one addition a channel, then the activation that it may hold."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()

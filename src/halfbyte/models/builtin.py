@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -42,9 +42,10 @@ def _swin() -> nn.Module:
 def _resnet() -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
-    # timm annotates the block class as if it were a block. The stride-2 stem would leave 7 x 7 pixels after its max pool, so the pool is a strided convolution.
+    block: Any = BasicBlock  # timm's annotation asks for a block where a block's class belongs
+    # The stride-2 stem would leave 7 x 7 pixels after its max pool, so the pool is a strided convolution.
     return ResNet(
-        cast(Any, BasicBlock), layers=(1, 1, 1, 1), channels=(32, 64, 96, 128), stem_width=32, in_chans=1, num_classes=10,
+        block, layers=(1, 1, 1, 1), channels=(32, 64, 96, 128), stem_width=32, in_chans=1, num_classes=10,
         replace_stem_pool=True,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from halfbyte.errors import HalfbyteError
 MIN_BITS, MAX_BITS = 2, 8
 
 
-def check_bits(bits: object, what: str = "bits") -> int:
+def check_bits(bits: Any, what: str = "bits") -> int:
     """`bits` as an int from 2 to 8; anything else raises `HalfbyteError` that names `what`."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        raise HalfbyteError(f"{what} must be a whole number from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
-    return bits
+    if isinstance(bits, int) and not isinstance(bits, bool) and MIN_BITS <= bits <= MAX_BITS:
+        return cast(int, bits)
+    raise HalfbyteError(f"{what} must be a whole number from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
 
 
 class Quantizer(nn.Module, ABC):
@@ -25,7 +25,7 @@ class Quantizer(nn.Module, ABC):
 
     `forward(x)` equals `dequantize(quantize(x))` bit for bit and has a straight-through gradient. Integer
     arithmetic uses the same codes in centred form: `forward(x) == centred(x) * factor` up to one rounding,
-    where `centred(x)` holds whole numbers (unless `exact_integers` is false: a paper's own defect, kept for comparison).
+    where `centred(x)` holds whole numbers (unless `exact_integers` is false: a paper's own defect, kept to compare).
     """
 
     kind: ClassVar[str]
@@ -76,6 +76,12 @@ class Quantizer(nn.Module, ABC):
     def centred(self, x: Tensor) -> Tensor:
         """The centred codes of `x`, float32, of the same shape."""
         return self.centre(self.quantize(x))
+
+    def calibrated(self, parameter: Tensor | None) -> Tensor:
+        """`parameter`, one of this quantizer's; raises `HalfbyteError` where calibration has not set it."""
+        if parameter is None:
+            raise HalfbyteError("a quantizer was used before it was calibrated; begin with a calibration step")
+        return parameter
 
     def inside(self, x: Tensor) -> Tensor:
         """Boolean: where the straight-through gradient passes (nowhere is a value clipped)."""

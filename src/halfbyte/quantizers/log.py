@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 
 LARGEST_LEVEL = 2**15 - 1
@@ -21,11 +20,11 @@ _PREFIXES = 2**16
 class LogQuantizer(Quantizer):
     """value of code k = scale * 2**(-k / steps_per_octave), and 0 for the last code.
 
-    Code k covers the inputs whose rounded logarithm is k: `scale * 2**(-(k + 1/2) / n) < x <= scale * 2**(-(k - 1/2) / n)`
-    for n steps an octave; what is not positive gets the last code. The deployed levels are a table of 2**bits whole
-    numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with the common factor `scale / (2**15 - 1)`, and each
-    threshold is moved by at most 0.4 % to where the upper half of a float32 changes, so that this half alone decides
-    the code: quantizing is one table look-up, the same on every machine.
+    With n steps an octave, code k covers the inputs whose rounded logarithm is k, from `scale * 2**(-(k + 1/2) / n)`
+    (not included) to `scale * 2**(-(k - 1/2) / n)`; what is not positive gets the last code. The deployed levels are a
+    table of 2**bits whole numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with the common factor
+    `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a float32 changes,
+    so that this half alone decides the code: quantizing is one table look-up, the same on every machine.
 
     `paper_exact` restores what the papers' code does: thresholds as they are, levels in float, and an exact zero beside
     2**bits levels (2**bits + 1 symbols). For simulation only.
@@ -50,7 +49,7 @@ class LogQuantizer(Quantizer):
 
     @property
     def factor(self) -> Tensor:
-        scale = self._scale()
+        scale = self.calibrated(self.scale)
         return scale if self.paper_exact else (scale.double() / LARGEST_LEVEL).float()
 
     @property
@@ -73,7 +72,7 @@ class LogQuantizer(Quantizer):
     def thresholds(self) -> np.ndarray:
         """For every code but the first the largest input, float32, that gets it or a later one; from large to small."""
         middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave
-        exact = (float(self._scale()) * 2.0**-middles).astype(np.float32)
+        exact = (float(self.calibrated(self.scale)) * 2.0**-middles).astype(np.float32)
         if self.paper_exact:
             return exact
         upper_half = (exact.view(np.uint32).astype(np.int64) + 0x8000) // 0x10000 - 1
@@ -103,7 +102,7 @@ class LogQuantizer(Quantizer):
         return torch.index_select(self._table(table, x.device), 0, prefix).view(x.shape)
 
     def _table(self, name: str, device: torch.device) -> Tensor:
-        scale = self._scale()
+        scale = self.calibrated(self.scale)
         if self._tables_of is not scale or self._tables["levels"].device != device:
             self._tables = {key: torch.from_numpy(table).to(device) for key, table in self._make_tables().items()}
             self._tables_of = scale
@@ -118,11 +117,6 @@ class LogQuantizer(Quantizer):
             codes = (self.symbols - 1) - np.searchsorted(ascending, positive, side="left")
             tables |= {"codes": codes.astype(np.uint8), "levels_by_prefix": levels[codes]}
         return tables
-
-    def _scale(self) -> Tensor:
-        if self.scale is None:
-            raise HalfbyteError("a quantizer was used before it was calibrated; begin the recipe with a calibration step")
-        return self.scale
 
 
 class Log2Quantizer(LogQuantizer):

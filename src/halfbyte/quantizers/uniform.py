@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 
 # Below this share of its magnitude a range is treated as a single value: the zero point would leave int32.
@@ -19,8 +18,9 @@ class UniformQuantizer(Quantizer):
 
     The quotient is rounded half to even first, then the zero point is added (RepQ-ViT and AdaLog). `axis` is the
     dimension that has one scale an index (None: one for the tensor); scale and zero_point then have as many dimensions
-    as the tensor, all but that one 1. `symmetric` fixes the zero point at 2**(bits - 1). `covers_zero` widens each range
-    to contain 0. `fractional` keeps a zero point that is no whole number, as RepQ-ViT's code does: simulation only.
+    as the tensor, all but that one 1. `symmetric` fixes the zero point at 2**(bits - 1). `covers_zero` widens each
+    range to contain 0. `fractional` keeps a zero point that is no whole number, as RepQ-ViT's code does (simulation
+    only).
     """
 
     kind: ClassVar[str] = "uniform"
@@ -129,6 +129,4 @@ class UniformQuantizer(Quantizer):
         return low, low + (self.levels - 1)
 
     def _parameters_set(self) -> tuple[Tensor, Tensor]:
-        if self.scale is None or self.zero_point is None:
-            raise HalfbyteError("a quantizer was used before it was calibrated; begin the recipe with a calibration step")
-        return self.scale, self.zero_point
+        return self.calibrated(self.scale), self.calibrated(self.zero_point)

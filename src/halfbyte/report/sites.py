@@ -127,7 +127,7 @@ def _parts(group: Sequence[SiteFacts]) -> list[Sequence[SiteFacts]]:
 
 def _bar(entry: SiteFacts) -> charts.Bar:
     ratio = wording.decibels(entry.sqnr_db)
-    unit = "" if entry.sqnr_db is None else " dB"
+    unit = " dB" if entry.sqnr_db is not None and math.isfinite(entry.sqnr_db) else ""
     return charts.Bar(
         label=entry.name,
         value=_drawn(entry.sqnr_db),

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from halfbyte.calibrate.percentile import REPQ_PERCENTILES, fit_log, fit_uniform
 from halfbyte.errors import HalfbyteError
+from halfbyte.layers.norm import ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.log import LogQuantizer, LogSqrt2Quantizer
-from halfbyte.quantizers.uniform import UniformQuantizer
+from halfbyte.quantizers.uniform import CONSTANT_RANGE, UniformQuantizer
 from halfbyte.session import Session
-
-# A channel whose range is below this share of the average one is constant for every purpose.
-CONSTANT_CHANNEL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class RepQ:
         groups = reparameterizable(session)
         self._choose_quantizers(session, [name for names in groups.values() for name in names])
         with torch.no_grad():
-            self._calibrate(session)
+            constants = self._calibrate(session)
             for norm, sites in groups.items():
-                self._reparameterize(session, norm, sites)
+                self._reparameterize(session, norm, sites, constants[sites[0]])
         return {"reparameterized_norms": len(groups)}
 
     def _choose_quantizers(self, session: Session, per_channel: list[str]) -> None:
@@ -57,13 +55,19 @@ class RepQ:
                 bits = module.quantizer("left").bits
                 module.set_quantizer("left", LogSqrt2Quantizer(bits, paper_exact=session.recipe.paper_exact))
 
-    def _calibrate(self, session: Session) -> None:
+    def _calibrate(self, session: Session) -> dict[str, Tensor]:
+        """Fit every quantizer to the first tensor that reaches it; returns the constant channels of each site's input
+        that has a scale a channel."""
+        names = {site_module(session.model, site.name): site.name for site in session.layout.sites}
+        constants: dict[str, Tensor] = {}
         operands = 2 * len(session.layout.sites)
         steps = iter(session.progress.track(range(operands), "calibrating", operands))
 
         def observe(module: SiteModule, operand: str, x: Tensor) -> Tensor:
             quantizer = module.quantizer(operand)
             if not quantizer.fitted:
+                if getattr(quantizer, "axis", None) == -1:
+                    constants[names[module]] = constant_channels(x)
                 fit(quantizer, x, self.percentiles)
                 next(steps, None)
             return quantizer(x)  # type: ignore[no-any-return]
@@ -72,20 +76,22 @@ class RepQ:
             for batch in session.images(self.images, batch_size=self.images):
                 session.model(batch)
         next(steps, None)
+        return constants
 
-    def _reparameterize(self, session: Session, norm: str, sites: list[str]) -> None:
+    def _reparameterize(self, session: Session, norm: str, sites: list[str], constant: Tensor) -> None:
         modules = [cast(WeightedSite, site_module(session.model, site)) for site in sites]
         for site, module in zip(sites, modules, strict=True):
             if module.bias is None:
                 session.edit("add_bias", site=site)
         layer_norm = session.model.get_submodule(norm)
+        assert isinstance(layer_norm, ExactLayerNorm)
         if layer_norm.weight is None or layer_norm.bias is None:
             session.edit("add_norm_affine", norm=norm)
         per_channel = cast(UniformQuantizer, modules[0].quantizer("input"))
-        assert per_channel.scale is not None and per_channel.zero_point is not None
+        scale, zero_point = per_channel.calibrated(per_channel.scale), per_channel.calibrated(per_channel.zero_point)
         target = reparameterize(
-            layer_norm, modules, per_channel.scale.flatten(), per_channel.zero_point.flatten(),
-            round_zero_point=not session.recipe.paper_exact,
+            layer_norm, modules, scale.flatten(), zero_point.flatten(),
+            round_zero_point=not session.recipe.paper_exact, constant=constant,
         )  # fmt: skip
         for module in modules:
             quantizer = UniformQuantizer(per_channel.bits, fractional=session.recipe.paper_exact)
@@ -98,7 +104,7 @@ def reparameterizable(session: Session) -> dict[str, list[str]]:
     """The norms whose whole output goes into linears of one activation width, with those linears."""
     groups: dict[str, list[str]] = {}
     for site in session.layout.sites:
-        if site.norm is not None and hasattr(session.model.get_submodule(site.norm), "normalized_shape"):
+        if site.norm is not None and isinstance(session.model.get_submodule(site.norm), ExactLayerNorm):
             groups.setdefault(site.norm, []).append(site.name)
     return {
         norm: sites
@@ -108,42 +114,49 @@ def reparameterizable(session: Session) -> dict[str, list[str]]:
 
 
 def reparameterize(
-    norm: nn.Module, linears: Sequence[WeightedSite], scale: Tensor, zero_point: Tensor, *, round_zero_point: bool
+    norm: nn.Module,
+    linears: Sequence[WeightedSite],
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    round_zero_point: bool,
+    constant: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fold per-channel scales s and zero points z `[C]` into the norm before and the linears behind (section 3.2, eq. 5-9).
+    """Fold per-channel scales s and zero points z `[C]` into the norm before and the linears behind (section 3.2).
 
     In place: norm weight and bias become w / r1 and b / r1 - r2, each linear's W -> W r1 and c -> c + (W r1) r2, with
-    r1 = s / mean(s) and r2 = min / r1 - min~, where min = -s z and min~ = -mean(s) z~. The model's function is unchanged.
-    Returns mean(s) and z~ = mean(z), rounded with `round_zero_point`: r2 takes up what the rounding moved. Constant
-    channels (s = 0, or next to it) keep r1 = 1 and become the code of min~; they have no say in the means.
+    r1 = s / mean(s) and r2 = min / r1 - min~, where min = -s z and min~ = -mean(s) z~. The function is unchanged.
+    Returns mean(s) and z~ = mean(z), rounded with `round_zero_point`: r2 takes up what the rounding moved.
+
+    `constant` `[C]` holds the value of each channel that has only one, else NaN. Such channels keep r1 = 1, are moved
+    onto the code of min~, and have no say in the means.
     """
-    minimum = (-scale * zero_point).double()
-    varies = scale > CONSTANT_CHANNEL * scale.max()
-    one_value = channel_of_one_value(norm, varies)
-    varies = ~one_value
-    if not bool(varies.any()):
-        varies = torch.ones_like(varies)
-    target_scale = scale[varies].double().mean()
-    target_zero_point = zero_point[varies].double().mean()
+    weight, bias = cast(Tensor, norm.weight), cast(Tensor, norm.bias)
+    values = torch.full_like(scale, float("nan")) if constant is None else constant
+    varies = values.isnan()
+    counted = varies if bool(varies.any()) else ~varies
+    target_scale = scale[counted].double().mean()
+    target_zero_point = zero_point[counted].double().mean()
     if round_zero_point:
         target_zero_point = target_zero_point.round()
-    r1 = torch.where(varies, scale.double() / target_scale, torch.ones_like(minimum))
-    # What a constant channel always shows is its norm's bias, exactly.
-    minimum = torch.where(varies, minimum, norm.bias.double())
+    r1 = torch.where(varies, scale.double() / target_scale, 1.0)
+    minimum = torch.where(varies, -scale.double() * zero_point, values.double())
     r2 = minimum / r1 + target_zero_point * target_scale
-    norm.weight.copy_(norm.weight.double() / r1)
-    norm.bias.copy_(norm.bias.double() / r1 - r2)
+    weight.copy_(weight.double() / r1)
+    bias.copy_(bias.double() / r1 - r2)
     for linear in linears:
-        assert linear.weight is not None and linear.bias is not None
-        weight = linear.weight.double() * r1
-        linear.weight.copy_(weight)
-        linear.bias.copy_(linear.bias.double() + weight @ r2)
+        matrix, offset = cast(Tensor, linear.weight), cast(Tensor, linear.bias)
+        scaled = matrix.double() * r1
+        matrix.copy_(scaled)
+        offset.copy_(offset.double() + scaled @ r2)
     return target_scale.float(), target_zero_point.float()
 
 
-def channel_of_one_value(norm: nn.Module, varies: Tensor) -> Tensor:
-    """Boolean `[C]`: the channels that the norm makes constant, whatever it reads."""
-    return (norm.weight == 0) | ~varies
+def constant_channels(x: Tensor) -> Tensor:
+    """The value of each channel (last dimension) of `x` that has only one, float32 `[C]`; NaN for the others."""
+    low, high = x.flatten(0, -2).aminmax(dim=0)
+    one_value = high - low <= CONSTANT_RANGE * torch.maximum(low.abs(), high.abs())
+    return torch.where(one_value, low, float("nan"))
 
 
 def fit(quantizer: Quantizer, x: Tensor, percentiles: Sequence[float]) -> None:

@@ -1,0 +1,116 @@
+"""What a run is asked for, and everything that it reads, checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfbyte.data.images import ImageSet, calibration_subset, limit, open_images
+from halfbyte.errors import HalfbyteError
+from halfbyte.models.builtin import BUILTIN_MODELS
+from halfbyte.models.load import LoadedModel, load_model
+from halfbyte.progress import Progress
+from halfbyte.recipe import Recipe, load_recipe
+from halfbyte.steps.catalog import with_defaults
+
+DEFAULT_RECIPE = "repq"
+DEFAULT_CALIBRATION_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `quantize` is asked for; the fields are the options of the command (DESIGN: contracts)."""
+
+    model: str | None = None
+    weights: Path | None = None
+    calib: Path | None = None
+    val: Path | None = None
+    recipe: str | Path = DEFAULT_RECIPE
+    w_bits: int | None = None
+    a_bits: int | None = None
+    settings: tuple[str, ...] = ()
+    calib_images: int | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    workers: int = 2
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+
+
+@dataclass
+class Inputs:
+    """Everything that a run reads, checked before its folder is made."""
+
+    loaded: LoadedModel
+    recipe: Recipe
+    calibration: ImageSet
+    validation: ImageSet | None
+    device: torch.device
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+
+def resolved_recipe(options: Options) -> Recipe:
+    """The recipe of the options with their bit widths and parameters, every default written out."""
+    recipe = load_recipe(options.recipe).with_bits(options.w_bits, options.a_bits)
+    for assignment in options.settings:
+        recipe = recipe.with_parameter(assignment)
+    return with_defaults(recipe)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; raises `HalfbyteError` for a device that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise HalfbyteError(f"--device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise HalfbyteError("--device cuda: no CUDA device was found; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
+    for name, value, least in (("--batch-size", options.batch_size, 1), ("--workers", options.workers, 0),
+                               ("--limit", options.limit, 1), ("--calib-images", options.calib_images, 1)):  # fmt: skip
+        if value is not None and value < least:
+            raise HalfbyteError(f"{name} must be at least {least}, not {value}")
+    device = pick_device(options.device)
+    loaded = load_model(options.model, options.weights, crop_pct=options.crop_pct, interpolation=options.interpolation)
+    if loaded.source.note:
+        progress.say(f"{loaded.source.architecture}.{loaded.source.tag}: {loaded.source.note}")
+    source, config = loaded.source.as_dict(), loaded.data_config
+    calib: Path | str | None = options.calib or _embedded(source, "embedded:calibration")
+    if calib is None:
+        raise HalfbyteError(f"{loaded.source.architecture} comes without images; give --calib DIR")
+    pool = open_images(calib, config, num_classes=None, progress=progress, workers=options.workers)
+    count = options.calib_images or min(len(pool), DEFAULT_CALIBRATION_IMAGES)
+    validation = validation_images(options.val, source, config, loaded.model, options.limit, options.workers, progress)
+    skipped = {"calibration": pool.skipped, "evaluation": [] if validation is None else validation.skipped}
+    return Inputs(loaded, recipe, calibration_subset(pool, count, options.seed), validation, device, skipped)
+
+
+def _embedded(source: dict[str, Any], which: str) -> str | None:
+    return which if source["architecture"] in BUILTIN_MODELS else None
+
+
+def validation_images(
+    val: Path | None,
+    source: dict[str, Any],
+    config: dict[str, Any],
+    model: nn.Module,
+    count: int | None,
+    workers: int,
+    progress: Progress,
+) -> ImageSet | None:
+    where: Path | str | None = val or _embedded(source, "embedded:test")
+    if where is None:
+        return None
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    images = open_images(where, config, num_classes=classes, progress=progress, workers=workers)
+    return images if count is None or count >= len(images) else limit(images, count)

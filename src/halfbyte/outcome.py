@@ -1,0 +1,100 @@
+"""The end of a run: evaluate, save the artifact, put the metrics together."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact
+from halfbyte.coverage import coverage
+from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
+from halfbyte.facts import environment, operations, peak_rss_bytes
+from halfbyte.inputs import Inputs
+from halfbyte.prepare import model_state
+from halfbyte.report.run import render_run
+from halfbyte.run_folder import RunFolder
+from halfbyte.session import Session
+
+SQNR_IMAGES = 8
+
+
+def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+    """Evaluate the session's model, write artifact, metrics and report into `folder`; returns the metrics."""
+    round_leftovers(session.model)
+    start = time.perf_counter()
+    floats, quantized = _compare(session, inputs)
+    seconds = {report.step: report.seconds for report in session.reports}
+    total = round(sum(report.seconds for report in session.reports), 3)
+    evaluation = round(time.perf_counter() - start, 3)
+    left = coverage(session.model, session.layout)
+    sites = _sites(session, inputs)
+    size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    recipe, source = inputs.recipe, inputs.loaded.source
+    metrics = {
+        "schema": 1,
+        "model": source.architecture,
+        "weights": weights_facts(source.as_dict()),
+        "recipe": recipe.name,
+        "paper_exact": recipe.paper_exact,
+        "bits": {"weight": recipe.bits.weight, "activation": recipe.bits.activation},
+        "images": {"calibration": len(inputs.calibration), "evaluation": len(inputs.validation or ())},
+        "skipped_images": inputs.skipped,
+        "float": floats,
+        "quantized": quantized,
+        "bytes": {"float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()), "artifact": size},
+        "operations": operations(session.layout, recipe.bits, left),
+        "seconds": {**seconds, "evaluate": evaluation, "total": total},
+        "peak_rss_bytes": peak_rss_bytes(),
+        "sites": sites,
+        "coverage": left,
+        "environment": environment(session.device),
+    }
+    folder.finish(metrics, render_run(metrics, recipe.as_yaml()))
+    return metrics
+
+
+def accuracy(found: Metrics) -> dict[str, float | None]:
+    """The part of `metrics.json` that tells how good a model is."""
+    return {"top1": found.top1, "top5": found.top5, "agreement": found.agreement, "kl": found.kl}
+
+
+def weights_facts(source: dict[str, Any]) -> dict[str, Any]:
+    """The part of `metrics.json` that tells which weights were quantized."""
+    return {"source": source["weights"], "tag": source["tag"], "sha256": source["sha256"]}
+
+
+def _sites(session: Session, inputs: Inputs) -> list[dict[str, Any]]:
+    images = next(session.images(min(SQNR_IMAGES, len(inputs.calibration))))
+    sqnr = site_sqnr(session.model, session.layout, images)
+    rows = []
+    for site in session.layout.sites:
+        weight, activation = inputs.recipe.bits.of(site)
+        bits = {"weight": weight if "weight" in site.operands else None, "activation": activation}
+        rows.append({"name": site.name, "role": site.role, "bits": bits, "sqnr_db": sqnr[site.name]})
+    return rows
+
+
+def _facts(session: Session, inputs: Inputs, sites: list[dict[str, Any]], left: dict[str, Any]) -> dict[str, Any]:
+    """What quantization.json says besides the quantizers; nothing that differs between two runs of one command."""
+    config = inputs.loaded.data_config
+    return {
+        "source": inputs.loaded.source.as_dict(),
+        "preprocessing": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+        "recipe": inputs.recipe.as_dict(),
+        "paper_exact": inputs.recipe.paper_exact,
+        "edits": edits_as_dicts(session.edits),
+        "sites": sites,
+        "coverage": left,
+        "batch_size": session.batch_size,
+    }
+
+
+def _compare(session: Session, inputs: Inputs) -> tuple[dict[str, Any], dict[str, Any]]:
+    empty: dict[str, Any] = {"top1": None, "top5": None}
+    if inputs.validation is None:
+        return empty, {**empty, "agreement": None, "kl": None}
+    loop = Loop(session.batch_size, session.workers, session.device, progress=session.progress)
+    floats, reference = evaluate(session.teacher, inputs.validation, loop, label="float model")
+    with model_state(session.model, "quantized"):
+        quantized, _ = evaluate(session.model, inputs.validation, loop, reference, "quantized model")
+    return {"top1": floats.top1, "top5": floats.top5}, accuracy(quantized)
