@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfbyte.artifact import Artifact, is_artifact, load_artifact
+from halfbyte.artifact import Artifact, load_artifact
 from halfbyte.coverage import coverage
 from halfbyte.distributed import world
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.facts import describe_sites
 from halfbyte.families.describe import describe
-from halfbyte.inputs import Inputs, Options, pick_device, read_inputs, resolved_recipe, validation_images
+from halfbyte.inputs import (
+    Inputs,
+    Options,
+    check_at_least,
+    pick_device,
+    read_inputs,
+    resolved_recipe,
+    validation_images,
+)
 from halfbyte.models.builtin import DEFAULT_MODEL
 from halfbyte.models.load import create_architecture, load_model
 from halfbyte.models.names import resolve as resolve_name
@@ -57,7 +66,7 @@ def quantize(options: Options | None = None, *, progress: Progress | None = None
     session = _session(inputs, options, progress)
     done = session.restore_state(folder.path) if found is Found.UNFINISHED else 0
     if not done:
-        folder.start(recipe.as_yaml())
+        folder.start()
     for number, (name, step) in enumerate(resolve(recipe)):
         if number < done:
             continue
@@ -102,8 +111,10 @@ def evaluate_model(
     measured too. Under torchrun the images are shared out among the processes and the result is the same.
     """
     progress = progress or Progress()
+    check_at_least(0, workers=workers)
+    check_at_least(1, batch_size=batch_size, limit=limit_images)
     chosen = pick_device(device)
-    artifact = load_artifact(target) if is_artifact(Path(target)) or Path(target).is_dir() else None
+    artifact = _artifact(target)
     if artifact is None:
         loaded = load_model(target, weights, crop_pct=crop_pct, interpolation=interpolation)
         model, teacher, config, source = loaded.model, None, loaded.data_config, loaded.source.as_dict()
@@ -132,13 +143,14 @@ def evaluate_model(
 
 def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
     """The sites of an artifact or of a model with what is known of each, and which arithmetic is left in float."""
-    if is_artifact(Path(target)) or Path(target).is_dir():
-        artifact = load_artifact(target)
+    artifact = _artifact(target)
+    if artifact is not None:
+        recipe = artifact.facts.get("recipe")
         return {
             "model": artifact.facts["source"]["architecture"],
-            "recipe": artifact.facts["recipe"]["name"],
+            "recipe": recipe and recipe["name"],
             "sites": describe_sites(artifact.model, artifact.layout, artifact.facts["sites"]),
-            "coverage": artifact.facts["coverage"],
+            "coverage": artifact.facts.get("coverage") or coverage(artifact.model, artifact.layout),
             "edits": len(artifact.facts["edits"]),
         }
     if weights is not None:
@@ -156,14 +168,28 @@ def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
     }
 
 
+def _artifact(target: str) -> Artifact | None:
+    """The artifact at a path; None where `target` is no path, so that it must be a model's name."""
+    path = Path(target)
+    if path.is_file():
+        raise HalfbyteError(f"{path} is a file; give an artifact's folder, or a model's name and --weights {path}")
+    if path.is_dir():
+        return load_artifact(path)
+    if len(path.parts) > 1:
+        raise HalfbyteError(f"{path} does not exist; give the folder of an artifact, or a model's name")
+    return None
+
+
 def _folder(options: Options, recipe: Recipe) -> RunFolder:
     model = options.model or DEFAULT_MODEL
-    default = Path("runs") / f"{model.replace('/', '_')}-{recipe.name}-w{recipe.bits.weight}a{recipe.bits.activation}"
+    name = f"{model}-{recipe.name}-w{recipe.bits.weight}a{recipe.bits.activation}"
+    # A recipe's name is free text; as a folder it must not lead out of runs/.
+    default = Path("runs") / re.sub(r"[^\w.-]+", "_", name)
     settings = {
         "model": model, "weights": options.weights and str(options.weights), "recipe": recipe.as_dict(),
         "calib": options.calib and str(options.calib), "val": options.val and str(options.val),
         "calib_images": options.calib_images, "limit": options.limit, "seed": options.seed,
-        "crop_pct": options.crop_pct, "interpolation": options.interpolation,
+        "crop_pct": options.crop_pct, "interpolation": options.interpolation, "batch_size": options.batch_size,
     }  # fmt: skip
     return RunFolder(options.out or default, settings)
 

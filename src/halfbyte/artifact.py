@@ -24,9 +24,10 @@ from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
+from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import create_architecture
-from halfbyte.prepare import prepare, set_state, site_module
+from halfbyte.prepare import example_input, prepare, set_state, site_module
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
 
@@ -34,8 +35,24 @@ FORMAT, VERSION = "halfbyte", 1
 TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
 FILES = (TENSORS, CONFIG, QUANTIZATION)
 
+_FACTS = {
+    "source": {"name": str, "architecture": str, "tag": nullable(str), "weights": nullable(str),
+               "sha256": nullable(str)},
+    "preprocessing": {"input_size": [whole(1)], "interpolation": str, "mean": [number], "std": [number],
+                      "crop_pct": number, "crop_mode": str},
+    "recipe": optional({"name": str}),
+    "edits": [{"name": str, "arguments": dict}],
+    "sites": [{"name": str, "role": str, "quantizers": dict, "sqnr_db": optional(number)}],
+    "coverage": optional({"quantized_macs_percent": number,
+                          "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
+    "batch_size": optional(whole(1)), "tensors_sha256": str,
+}  # fmt: skip
+_CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
+
 # Tables of this size or more (position embeddings, relative position biases) are stored as float16.
 HALF_PRECISION_FROM = 4096
+MAX_JSON_BYTES = 2**26
+MAX_IMAGE_SIDE = 2**13
 _NOT_STORED = "num_batches_tracked"
 
 
@@ -94,6 +111,7 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     quantization = {**facts, "format": FORMAT, "version": VERSION, "sites": merged,
                     "tensors_sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
     config = _timm_config(model, facts)
+    quantization["facts_sha256"] = _facts_sha256(quantization, config)
     write_files(folder, {TENSORS: blob, CONFIG: _json(config), QUANTIZATION: _json(quantization)})
     return len(blob)
 
@@ -123,37 +141,56 @@ def load_artifact(folder: str | Path) -> Artifact:
     """
     folder = Path(folder)
     facts, config = _read_json(folder, QUANTIZATION), _read_json(folder, CONFIG)
-    if facts.get("format") != FORMAT or not isinstance(facts.get("version"), int):
+    version = facts.get("version")
+    if facts.get("format") != FORMAT or not whole(1)(version):
         raise HalfbyteError(f"{folder / QUANTIZATION} is not of the format {FORMAT!r}")
     if facts["version"] > VERSION:
-        raise HalfbyteError(f"{folder} was written by a newer halfbyte (format {facts['version']}); upgrade halfbyte")
-    tensors = _read_tensors(folder, str(facts.get("tensors_sha256")))
+        raise HalfbyteError(f"{folder} was written by a newer halfbyte (format {version}); upgrade halfbyte")
+    wrong = misfit(facts, _FACTS, QUANTIZATION) or misfit(config, _CONFIG, CONFIG)
+    if wrong is not None:
+        raise HalfbyteError(f"{folder} is damaged: {wrong} is missing or wrong")
+    if facts.get("facts_sha256") != _facts_sha256(facts, config):
+        raise HalfbyteError(f"{folder} is damaged: {QUANTIZATION} or {CONFIG} was changed since it was written")
+    tensors = _read_tensors(folder, facts["tensors_sha256"])
     try:
         source = facts["source"]
         model = create_architecture(source["architecture"], source["tag"])
-        if config["architecture"] != source["architecture"] or config["num_classes"] != _classes(model):
-            raise HalfbyteError(f"{folder / CONFIG} does not describe the model of {QUANTIZATION}")
+        _check_model(model, facts, config)
         layout = prepare(model, describe(model))
         for edit in facts["edits"]:
             Edit(edit["name"], edit["arguments"]).apply(model)
-        if [entry["name"] for entry in facts["sites"]] != [site.name for site in layout.sites]:
-            raise HalfbyteError(f"{folder}: the sites are not those of {source['architecture']}")
+        if [(entry["name"], entry["role"]) for entry in facts["sites"]] != [(s.name, s.role) for s in layout.sites]:
+            raise HalfbyteError(f"the sites are not those of {source['architecture']}")
         for entry in facts["sites"]:
             _fill_site(site_module(model, entry["name"]), entry, tensors)
         _fill_leftovers(model, tensors)
+        if tensors:
+            raise HalfbyteError(f"{len(tensors)} tensors too many, such as {sorted(tensors)[0]}")
+        set_state(model.eval(), "quantized")
+        # What fits by itself may still not fit together; better here than in the middle of an evaluation.
+        with torch.no_grad():
+            model(example_input(model))
     except HalfbyteError as error:
         raise HalfbyteError(f"cannot load {folder}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        raise HalfbyteError(f"cannot load {folder}: damaged or edited ({error})") from None
-    if tensors:
-        raise HalfbyteError(f"cannot load {folder}: {len(tensors)} tensors too many, such as {sorted(tensors)[0]}")
-    set_state(model, "quantized")
-    return Artifact(model.eval(), layout, facts, config)
+    except Exception as error:  # an edited file can make any part of a model raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise HalfbyteError(f"cannot load {folder}: damaged or edited ({reason})") from error
+    return Artifact(model, layout, facts, config)
 
 
-def is_artifact(folder: Path) -> bool:
-    """Whether the folder says that it is one."""
-    return (folder / QUANTIZATION).is_file()
+def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]) -> None:
+    if config["architecture"] != facts["source"]["architecture"] or config["num_classes"] != _classes(model):
+        raise HalfbyteError(f"{CONFIG} does not describe the model of {QUANTIZATION}")
+    channels, *size = facts["preprocessing"]["input_size"]
+    own = cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {}).get("input_size", (channels,))
+    if channels != own[0] or len(size) != 2 or max(size) > MAX_IMAGE_SIDE:
+        raise HalfbyteError(f"the model takes images of {own[0]} channels, {QUANTIZATION} prepares {[channels, *size]}")
+
+
+def _facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:
+    """Of all that the two JSON files say; the tensors are covered by the sha256 among the facts."""
+    said = [{key: value for key, value in facts.items() if key != "facts_sha256"}, config]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _leftovers(model: nn.Module) -> dict[str, Tensor]:
@@ -202,7 +239,7 @@ def _json(value: dict[str, Any]) -> bytes:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads((folder / name).read_bytes())
+        value = json.loads(_read(folder / name, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
     except NotADirectoryError:
@@ -212,6 +249,14 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HalfbyteError(f"{folder / name} is damaged: not a JSON object")
     return value
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return content
 
 
 def _read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -230,8 +275,13 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
 
 def _fill_site(module: SiteModule, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     name = entry["name"]
+    if set(entry["quantizers"]) != set(module.operands):
+        raise ValueError(f"{name}: the quantizers are not those of {', '.join(module.operands)}")
     for operand in module.operands:
-        quantizer = build_quantizer(entry["quantizers"][operand])
+        spec = entry["quantizers"][operand]
+        quantizer = build_quantizer(spec)
+        if quantizer.spec() != spec or not isinstance(spec.get("axis"), (int, type(None))):
+            raise ValueError(f"{name}: {spec} describes no quantizer of the {operand}")
         for buffer in list(quantizer._buffers):
             setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}"))
         module.set_quantizer(operand, quantizer)
@@ -256,9 +306,11 @@ def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
         per_tensor_wanted = operand == "weight" or getattr(quantizer, "axis", None) is None
         if per_tensor_wanted and tuple(tensor.shape) != wanted:
             raise ValueError(f"{name}: the {operand}'s {buffer} has the shape {tuple(tensor.shape)}, not {wanted}")
-    scale = cast(Tensor, quantizer.scale)
-    if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise ValueError(f"{name}: the {operand}'s scale must be positive float32")
+        kind = torch.int32 if buffer == "zero_point" and quantizer.exact_integers else torch.float32
+        if tensor.dtype != kind or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: the {operand}'s {buffer} must be finite and {kind}")
+    if not bool((cast(Tensor, quantizer.scale) > 0).all()):
+        raise ValueError(f"{name}: the {operand}'s scale must be positive")
 
 
 def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -267,6 +319,9 @@ def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             tensor = tensors.pop(name)
             if tensor.shape != place.shape:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(place.shape)}")
+            kinds = (torch.float16, torch.float32) if place.is_floating_point() else (place.dtype,)
+            if tensor.dtype not in kinds or not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} must be finite numbers of the type {' or '.join(map(str, kinds))}")
             place.copy_(tensor)
 
 

@@ -129,8 +129,13 @@ def recipes(
     for known, recipe in found.items():
         steps = ", ".join(call.name for call in recipe.steps)
         table.add_row(known, str(recipe.bits.weight), str(recipe.bits.activation), steps)
-    Console().print(table)
+    _console().print(table)
     _write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
+
+
+def _console() -> Console:
+    # Names and paths come from the user: brackets and colons in them are no markup.
+    return Console(markup=False, emoji=False)
 
 
 def _print_run(metrics: dict[str, Any], folder: Path) -> None:
@@ -140,10 +145,10 @@ def _print_run(metrics: dict[str, Any], folder: Path) -> None:
     images = metrics["images"]["evaluation"]
     if images:
         for key, label in (("top1", "top-1 %"), ("top5", "top-5 %")):
-            table.add_row(label, f"{metrics['float'][key]:.2f}", f"{metrics['quantized'][key]:.2f}")
-        table.add_row("agreement with float %", "", f"{metrics['quantized']['agreement']:.2f}")
+            table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
+        table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
     table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
-    console = Console()
+    console = _console()
     console.print(table)
     weights = metrics["weights"]
     tag = f", tag {weights['tag']}" if weights["tag"] else ""
@@ -158,21 +163,20 @@ def _print_evaluation(facts: dict[str, Any]) -> None:
     agreement, kl = found["agreement"], found["kl"]
     table.add_row(
         facts["model"], str(facts["images"]["evaluation"]), f"{found['top1']:.2f}", f"{found['top5']:.2f}",
-        "-" if agreement is None else f"{agreement:.2f}", "-" if kl is None else f"{kl:.4f}",
+        _figure(agreement), _figure(kl, 4),
     )  # fmt: skip
-    Console().print(table)
+    _console().print(table)
 
 
 def _print_sites(facts: dict[str, Any]) -> None:
-    table = Table("site", "role", "operands", "million MACs", "bytes", "SQNR dB", title=facts["model"])
+    table = Table("site", "role", "activation bits", "weight bits", "MMACs", "bytes", "SQNR dB", title=facts["model"])
     for row in facts["sites"]:
-        operands = [f"{key}: {row[key]}" for key in ("input", "left", "right", "weight") if row.get(key)]
-        sqnr = row["sqnr_db"]
-        table.add_row(
-            row["name"], row["role"], "\n".join(operands), f"{row['macs'] / 1e6:.2f}", str(row["bytes"]),
-            "-" if sqnr is None else f"{sqnr:.1f}",
-        )  # fmt: skip
-    console = Console()
+        activations = "\n".join(row[key] for key in ("input", "left", "right") if row.get(key))
+        weight = "" if "left" in row else row["weight"] or "float"
+        sqnr = _figure(row["sqnr_db"], 1)
+        macs = f"{row['macs'] / 1e6:.2f}"
+        table.add_row(row["name"], row["role"], activations or "float", weight, macs, str(row["bytes"]), sqnr)
+    console = _console()
     console.print(table)
     covered = facts["coverage"]
     console.print(
@@ -180,6 +184,10 @@ def _print_sites(facts: dict[str, Any]) -> None:
     )
     for entry in covered["float"]:
         console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _writable(json_file: Path | None) -> None:

@@ -52,9 +52,9 @@ def describe_sites(model: nn.Module, layout: Layout, known: list[dict[str, Any]]
 
 
 def granularity(quantizer: Quantizer) -> str:
-    """A quantizer in a few words: kind, bits, and what has its own scale."""
+    """A quantizer in a few words: bits, kind, and what has its own scale."""
     axis = getattr(quantizer, "axis", None)
-    return f"{quantizer.kind} {quantizer.bits} bit, {'per_tensor' if axis is None else 'per_channel'}"
+    return f"{quantizer.bits} {quantizer.kind} {'per_tensor' if axis is None else 'per_channel'}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

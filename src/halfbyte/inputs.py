@@ -19,6 +19,7 @@ from halfbyte.steps.catalog import with_defaults
 
 DEFAULT_RECIPE = "repq"
 DEFAULT_CALIBRATION_IMAGES = 1024
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
-    for name, value, least in (("--batch-size", options.batch_size, 1), ("--workers", options.workers, 0),
-                               ("--limit", options.limit, 1), ("--calib-images", options.calib_images, 1)):  # fmt: skip
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise `HalfbyteError` for a number below `least`, under the name of its option; None is one not given."""
+    for name, value in values.items():
         if value is not None and value < least:
-            raise HalfbyteError(f"{name} must be at least {least}, not {value}")
+            raise HalfbyteError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
+    check_at_least(0, workers=options.workers, seed=options.seed)
+    check_at_least(1, batch_size=options.batch_size, limit=options.limit, calib_images=options.calib_images)
+    if options.seed > MAX_SEED:
+        raise HalfbyteError(f"--seed must be at most {MAX_SEED}, not {options.seed}")
     device = pick_device(options.device)
     loaded = load_model(options.model, options.weights, crop_pct=options.crop_pct, interpolation=options.interpolation)
     if loaded.source.note:
@@ -90,9 +98,21 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
         raise HalfbyteError(f"{loaded.source.architecture} comes without images; give --calib DIR")
     pool = open_images(calib, config, num_classes=None, progress=progress, workers=options.workers)
     count = options.calib_images or min(len(pool), DEFAULT_CALIBRATION_IMAGES)
+    calibration = calibration_subset(pool, count, options.seed)
+    _check_steps(recipe, count)
     validation = validation_images(options.val, source, config, loaded.model, options.limit, options.workers, progress)
     skipped = {"calibration": pool.skipped, "evaluation": [] if validation is None else validation.skipped}
-    return Inputs(loaded, recipe, calibration_subset(pool, count, options.seed), validation, device, skipped)
+    return Inputs(loaded, recipe, calibration, validation, device, skipped)
+
+
+def _check_steps(recipe: Recipe, count: int) -> None:
+    for call in recipe.steps:
+        images = call.parameters.get("images")
+        if isinstance(images, int) and not 1 <= images <= count:
+            raise HalfbyteError(
+                f"{recipe.source}: {call.name} asks for {images} calibration images, the run has {count}; give more "
+                f"with --calib and --calib-images, or set 1 to {count} with --set {call.name}.images=N"
+            )
 
 
 def _embedded(source: dict[str, Any], which: str) -> str | None:

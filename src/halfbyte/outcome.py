@@ -49,7 +49,7 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
         "coverage": left,
         "environment": environment(session.device),
     }
-    folder.finish(metrics, render_run(metrics, recipe.as_yaml()))
+    folder.finish(recipe.as_yaml(), metrics, render_run(metrics, recipe.as_yaml()))
     return metrics
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.families.describe import is_same_padded
+from halfbyte.families.arithmetic import fixed_weight, is_same_padded
 from halfbyte.families.layout import Layout, Site
 from halfbyte.families.leftovers import replacement
 from halfbyte.layers.conv import QuantConv2d
@@ -110,14 +110,21 @@ def _swap(model: nn.Module, site: Site) -> nn.Module:
         _replace(model, site.name, QuantLinear(original))
     else:
         assert isinstance(original, nn.Conv2d)
-        _replace(model, site.name, QuantConv2d(original, same_padding=is_same_padded(original)))
+        convolution = QuantConv2d(original, same_padding=is_same_padded(original))
+        if (weight := fixed_weight(original)) is not None:
+            convolution.weight = nn.Parameter(weight)
+        _replace(model, site.name, convolution)
     return original
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
+    """Put `module` wherever the module at `path` stands: some models hold one module in several places."""
+    old = model.get_submodule(path)
     module.train(model.training)
-    setattr(model.get_submodule(parent), name, module)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, module)
 
 
 def _probe(model: nn.Module, layout: Layout) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import reprlib
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from halfbyte.quantizers.base import check_bits
 
 OPERANDS = ("weight", "activation")
 MAX_RECIPE_BYTES = 2**20
+MAX_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Recipe:
 
     def with_bits(self, weight: int | None = None, activation: int | None = None) -> Recipe:
         """The same recipe with other default widths."""
-        weight = self.bits.weight if weight is None else check_bits(weight, "weight bits")
-        activation = self.bits.activation if activation is None else check_bits(activation, "activation bits")
+        weight = self.bits.weight if weight is None else check_bits(weight, "--w-bits")
+        activation = self.bits.activation if activation is None else check_bits(activation, "--a-bits")
         return replace(self, bits=replace(self.bits, weight=weight, activation=activation))
 
     def with_parameter(self, assignment: str) -> Recipe:
@@ -110,6 +112,11 @@ class Recipe:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, default_flow_style=None, width=100)
 
 
+def shown(value: Any) -> str:
+    """A value as messages quote it: short, however long the value."""
+    return reprlib.repr(value)
+
+
 def builtin_recipes() -> tuple[str, ...]:
     """The names of the recipes that come with the package."""
     folder = resources.files("halfbyte") / "recipes"
@@ -125,12 +132,14 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     path = Path(name)
     if not path.is_file():
         raise HalfbyteError(f"no recipe or file {name!r}{did_you_mean(name, builtin_recipes())}")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise HalfbyteError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: not a recipe")
     try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise HalfbyteError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: not a recipe")
         return parse_recipe(path.read_text("utf-8"), str(path))
     except UnicodeDecodeError:
         raise HalfbyteError(f"{path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise HalfbyteError(f"cannot read the recipe {path}: {error.strerror}") from None
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
@@ -140,10 +149,10 @@ def parse_recipe(text: str, source: str) -> Recipe:
         if key not in plain:
             raise HalfbyteError(f"{source}: the key {key!r} is missing")
     if not isinstance(plain["name"], str):
-        raise HalfbyteError(f"{source}: name must be a text, not {plain['name']!r}")
+        raise HalfbyteError(f"{source}: name must be a text, not {shown(plain['name'])}")
     paper_exact = plain.get("paper_exact", False)
     if not isinstance(paper_exact, bool):
-        raise HalfbyteError(f"{source}: paper_exact must be true or false, not {paper_exact!r}")
+        raise HalfbyteError(f"{source}: paper_exact must be true or false, not {shown(paper_exact)}")
     steps = plain["steps"]
     if not isinstance(steps, list) or not steps:
         raise HalfbyteError(f"{source}: steps must be a list of at least one step")
@@ -152,7 +161,13 @@ def parse_recipe(text: str, source: str) -> Recipe:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, where PyYAML would silently take the last."""
+    """Refuses what PyYAML takes silently: a key given twice, aliases (small files that unfold without end), and whole
+    numbers that no recipe needs."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed; write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -165,17 +180,28 @@ class _StrictLoader(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
+    def whole_number(self, node: Any) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.YAMLError(f"the number {node.value[:MAX_DIGITS]}... is too long")
+        value: int = self.construct_yaml_int(node)
+        return value
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.whole_number)
+
 
 def _parsed(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise HalfbyteError(f"{source} is not valid YAML: {error}") from None
+    except Exception as error:  # a tag such as !!bool or !!timestamp raises whatever its constructor happens to raise
+        raise HalfbyteError(f"{source} is not valid YAML: a value does not fit its type ({error})") from None
 
 
 def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise HalfbyteError(f"{where}: expected keys and values, not {value!r}")
+        raise HalfbyteError(f"{where}: expected keys and values, not {shown(value)}")
     for key in value:
         if key not in keys:
             raise HalfbyteError(f"{where}: unknown key {key!r}{did_you_mean(key, keys)}")
@@ -190,7 +216,7 @@ def _bit_plan(value: Any, source: str) -> BitPlan:
     role_bits = {role: _bits(bits, f"{where}.roles.{role}") for role, bits in
                  _mapping(roles, f"{where}.roles", ROLES).items()}  # fmt: skip
     if not isinstance(sites, dict):
-        raise HalfbyteError(f"{where}.sites must map name patterns to bits, not {sites!r}")
+        raise HalfbyteError(f"{where}.sites must map name patterns to bits, not {shown(sites)}")
     site_bits = {pattern: _bits(bits, f"{where}.sites.{pattern}") for pattern, bits in sites.items()}
     return BitPlan(**defaults, roles={**DEFAULT_ROLES, **role_bits}, sites=site_bits)
 
@@ -211,8 +237,8 @@ def _step(value: Any, source: str) -> StepCall:
     if isinstance(value, str):
         return StepCall(value)
     if not isinstance(value, dict) or len(value) != 1:
-        raise HalfbyteError(f"{source}: a step is one name with its parameters, not {value!r}")
+        raise HalfbyteError(f"{source}: a step is one name with its parameters, not {shown(value)}")
     ((name, parameters),) = value.items()
     if not isinstance(parameters, (dict, type(None))):
-        raise HalfbyteError(f"{source}: the parameters of {name} must be keys and values, not {parameters!r}")
+        raise HalfbyteError(f"{source}: the parameters of {name} must be keys and values, not {shown(parameters)}")
     return StepCall(name, parameters or {})

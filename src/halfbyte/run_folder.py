@@ -7,12 +7,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from halfbyte.artifact import FILES, write_files
+from halfbyte.artifact import write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.session import STATE_FACTS, STATE_TENSORS, remove_state
+from halfbyte.form import misfit, nullable, number, whole
+from halfbyte.session import remove_state
 
 RECIPE, METRICS, REPORT, LOG = "recipe.yaml", "metrics.json", "report.html", "log.jsonl"
-OWN_FILES = (RECIPE, METRICS, REPORT, LOG, STATE_FACTS, STATE_TENSORS, *FILES)
+
+_ACCURACY = {"top1": nullable(number), "top5": nullable(number)}
+_METRICS = {
+    "model": str, "recipe": str, "weights": {"source": nullable(str), "tag": nullable(str), "sha256": nullable(str)},
+    "bits": {"weight": int, "activation": int}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
+    "quantized": {**_ACCURACY, "agreement": nullable(number)}, "bytes": {"float": number, "artifact": number},
+    "seconds": {"total": number},
+}  # fmt: skip
 
 
 class Found(Enum):
@@ -37,9 +45,10 @@ class RunFolder:
             raise HalfbyteError(f"--out {self.path} is a file; give a folder")
         if not self.path.exists() or not any(self.path.iterdir()):
             return Found.NOTHING
-        if self._first_entry() is None:
+        entries = self._entries()
+        if not entries:
             return Found.OTHER
-        return Found.FINISHED if (self.path / METRICS).is_file() else Found.UNFINISHED
+        return Found.FINISHED if any(entry["event"] == "finished" for entry in entries) else Found.UNFINISHED
 
     def admit(self, resume: bool, force: bool) -> Found:
         """Decide before any work whether the run may use the folder; nothing is written yet.
@@ -58,51 +67,79 @@ class RunFolder:
             )
         if found is Found.OTHER:
             raise HalfbyteError(f"--out {self.path} holds no run to resume; choose another --out, or --force")
-        entry = self._first_entry() or {}
-        changed = sorted(key for key, value in self.settings.items() if entry.get("settings", {}).get(key) != value)
+        changed = _differences(self._entries()[0].get("settings"), self.settings)
         if changed:
             differ = ", ".join(changed)
             raise HalfbyteError(f"--out {self.path} holds a run with other settings ({differ}); resume with the same")
         return found
 
-    def start(self, recipe_yaml: str) -> None:
-        """Make the folder, without the files of an earlier run, and write down what the run is."""
+    def start(self) -> None:
+        """Make the folder and write down what the run is; results of an earlier run stay until there are new ones."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in OWN_FILES:
-                (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise HalfbyteError(f"cannot use --out {self.path}: {error.strerror}") from None
-        write_files(self.path, {RECIPE: recipe_yaml.encode()})
-        self.log("start", settings=self.settings)
-
-    def finish(self, metrics: dict[str, Any], report: str) -> None:
-        """Write the results and drop the state that only a continuation needs."""
-        text = json.dumps(metrics, indent=2)
-        write_files(self.path, {REPORT: report.encode(), METRICS: text.encode()})
+        # First, or a run killed here would continue from another run's state.
         remove_state(self.path)
+        write_files(self.path, {LOG: _line("start", settings=self.settings).encode()})
+
+    def finish(self, recipe_yaml: str, metrics: dict[str, Any], report: str) -> None:
+        """Write the results and drop the state that only a continuation needs."""
+        # A file's name may hold bytes that are no text; json escapes them by itself.
+        page = report.encode("utf-8", "backslashreplace")
+        text = json.dumps(metrics, indent=2)
+        write_files(self.path, {RECIPE: recipe_yaml.encode(), REPORT: page, METRICS: text.encode()})
         self.log("finished")
+        remove_state(self.path)
 
     def metrics(self) -> dict[str, Any]:
         """The results of a finished run."""
+        place = self.path / METRICS
         try:
-            found: dict[str, Any] = json.loads((self.path / METRICS).read_text())
-        except (OSError, ValueError) as error:
-            raise HalfbyteError(f"{self.path / METRICS} is damaged ({error}); run again with --force") from None
+            found: dict[str, Any] = json.loads(place.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise HalfbyteError(f"{place} is damaged ({error}); run again with --force") from None
+        wrong = misfit(found, _METRICS, "metrics")
+        if wrong is not None:
+            raise HalfbyteError(f"{place} is damaged ({wrong} is missing or wrong); run again with --force")
         return found
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one line of JSON to the log."""
         try:
-            with (self.path / LOG).open("a") as file:
-                file.write(json.dumps({"event": event, **facts}) + "\n")
+            with (self.path / LOG).open("ab+") as file:
+                # A run that was cut short may have left half a line.
+                file.seek(max(file.tell() - 1, 0))
+                file.write((b"" if file.read() in (b"", b"\n") else b"\n") + _line(event, **facts).encode())
         except OSError as error:
             raise HalfbyteError(f"cannot write to {self.path}: {error.strerror}") from None
 
-    def _first_entry(self) -> dict[str, Any] | None:
+    def _entries(self) -> list[dict[str, Any]]:
+        """The log's lines; none where it is no run's log."""
         try:
-            with (self.path / LOG).open() as file:
-                entry = json.loads(file.readline())
+            lines = (self.path / LOG).read_text("utf-8").splitlines()
+            entries = [entry for line in lines if (entry := _entry(line)) is not None]
         except (OSError, ValueError):
-            return None
-        return entry if isinstance(entry, dict) and entry.get("event") == "start" else None
+            return []
+        return entries if entries and entries[0]["event"] == "start" else []
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log; None for one that was cut short."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and "event" in entry else None
+
+
+def _line(event: str, **facts: Any) -> str:
+    return json.dumps({"event": event, **facts}) + "\n"
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """The settings that differ, as paths such as `recipe.bits.weight`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [place for key in keys for place in _differences(before.get(key), now.get(key), f"{where}.{key}")]
+    return [] if before == now else [where.lstrip(".") or "all of them"]

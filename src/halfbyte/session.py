@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halfbyte.data.images import ImageSet, batches
@@ -22,7 +23,7 @@ from halfbyte.progress import Progress
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.recipe import Recipe
 
-STATE_TENSORS, STATE_FACTS = "resume.safetensors", "resume.json"
+STATE = "resume.safetensors"
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,28 @@ class Session:
         }  # fmt: skip
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         tensors["__generator__"] = self.generator.get_state()
-        save_file(_unshared(tensors), folder / f"{STATE_TENSORS}.part")
-        os.replace(folder / f"{STATE_TENSORS}.part", folder / STATE_TENSORS)
-        (folder / f"{STATE_FACTS}.part").write_text(json.dumps(facts))
-        os.replace(folder / f"{STATE_FACTS}.part", folder / STATE_FACTS)
+        part = folder / f"{STATE}.part"
+        try:
+            # One file: tensors and facts of two different steps can never meet.
+            save_file(_unshared(tensors), part, metadata={"facts": json.dumps(facts)})
+            os.replace(part, folder / STATE)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise HalfbyteError(
+                f"cannot save the run's state to {folder} ({error}); free some space, then continue with --resume"
+            ) from None
 
     def restore_state(self, folder: Path) -> int:
         """Continue from what `save_state` wrote; returns how many steps are done, 0 where nothing was saved.
 
         Raises `HalfbyteError` where the saved state belongs to another recipe or is damaged.
         """
-        if not (folder / STATE_FACTS).is_file():
+        if not (folder / STATE).is_file():
             return 0
         try:
-            facts = json.loads((folder / STATE_FACTS).read_text())
-            tensors = load_file(folder / STATE_TENSORS)
+            with safe_open(folder / STATE, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
             if facts["recipe"] != self.recipe.as_dict():
                 raise HalfbyteError(
                     f"{folder} holds a run of another recipe; repeat its command, or start with --force"
@@ -135,7 +143,7 @@ class Session:
 
 def remove_state(folder: Path) -> None:
     """Delete what `save_state` wrote; a finished run does not need it."""
-    for name in (STATE_TENSORS, STATE_FACTS):
+    for name in (STATE, f"{STATE}.part"):
         (folder / name).unlink(missing_ok=True)
 
 

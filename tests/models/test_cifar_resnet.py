@@ -71,13 +71,15 @@ def test_the_model_carries_its_preprocessing_and_takes_other_class_counts():
     assert config["mean"] == (0.485, 0.456, 0.406)
 
 
+# The weights were trained on the original images. The shared ones went through JPEG of quality 75 with halved colour
+# resolution, which costs much at 32 x 32 pixels; with a shortcut padded on one side only they would score below 20 %.
 @needs_shared
-@pytest.mark.parametrize(("depth", "least"), [(20, 90.0), pytest.param(56, 91.0, marks=pytest.mark.slow)])
-def test_trained_weights_load_strictly_and_classify(depth, least):
+@pytest.mark.parametrize(("depth", "top1"), [(20, 79.0), pytest.param(56, 84.6, marks=pytest.mark.slow)])
+def test_trained_weights_load_strictly_and_classify(depth, top1):
     loaded = load_model(f"cifar_resnet{depth}", SHARED / "weights" / f"cifar10_resnet{depth}.safetensors")
     images = open_images(SHARED / "cifar10_test_5000.npz", loaded.data_config, num_classes=10)
     sample = limit(images, 500)
     assert [sample.labels.count(label) for label in range(10)] == [50] * 10
     with torch.inference_mode():
         hits = sum(int((loaded.model(x).argmax(1) == y).sum()) for x, y in batches(sample, 125))
-    assert least <= 100 * hits / 500 <= 97.0
+    assert 100 * hits / 500 == pytest.approx(top1, abs=1.0)

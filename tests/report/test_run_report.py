@@ -69,7 +69,7 @@ def deit_tiny_metrics() -> dict[str, Any]:
         "coverage": {
             "quantized_macs_percent": 99.862,
             "float": [
-                {"operation": "aten.softmax", "where": "blocks.0-11.attn", "macs": None},
+                {"operation": "aten.convolution", "where": "patch_embed.norm", "macs": None},
                 {"operation": "aten.bmm", "where": "blocks.0.attn.rel_pos", "macs": 1_742_400},
             ],
         },
@@ -77,7 +77,7 @@ def deit_tiny_metrics() -> dict[str, Any]:
             "halfbyte": "0.1.0", "python": "3.11.7", "torch": "2.15.0", "timm": "1.0.31",
             "platform": "Linux-6.1.0-x86_64-with-glibc2.36", "processor": "x86_64, 2 cores", "threads": 2,
         },
-        "skipped_images": {"calibration": 0, "evaluation": ["n01440764/broken.JPEG"]},
+        "skipped_images": {"calibration": [], "evaluation": ["n01440764/broken.JPEG"]},
     }  # fmt: skip
 
 
@@ -108,6 +108,7 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "only nulls": lambda: dict.fromkeys(deit_tiny_metrics()),
     "wrong types": lambda: {key: [1, "x", None, {"y": []}] for key in deit_tiny_metrics()},
     "hostile": lambda: _hostile(deit_tiny_metrics()),
+    "simulation": lambda: deit_tiny_metrics() | {"paper_exact": True},
     "training": lambda: deit_tiny_metrics() | {"stages": {"shared": {"top1": 71.2, "steps": 900, "seconds": 61}}},
 }
 
@@ -125,7 +126,8 @@ def test_the_facts_are_on_the_page(read_page: Callable[..., Any]) -> None:
         "60.12 %", "float 74.50 %, −14.38 points", "82.96 %", "68.20 %", "0.7262",
         "3.62 MB", "float 23.64 MB, 6.5× smaller", "1.26 G", "24.31 G", "2 min 30 s", "1 h 02 min", "2.31 GB",
         "50,000", "deit_tiny_distilled_patch16_224.fb_in1k", "9f0e5d6c", "broken.JPEG",
-        "99.86 % of the multiply-accumulates run on integers", "aten.bmm", "blocks.0.attn.rel_pos", "1.74 M",
+        "99.86 % of the multiply-accumulates (MACs) belong to quantized sites",
+        "aten.bmm", "blocks.0.attn.rel_pos", "1.74 M",
         "bias_correct: {}", "Linux-6.1.0-x86_64", 'halfbyte.load("DIR")', "halfbyte eval DIR --val",
     ):  # fmt: skip
         assert fact in text, fact
@@ -215,6 +217,19 @@ def test_a_site_without_a_measurement_keeps_its_place(read_page: Callable[..., A
     assert any(text.startswith("patch_embed.proj: not measured,") for text in tooltips)
     assert any(text.startswith("blocks.0.attn.qkv: exact,") for text in tooltips)
     assert all("nan" not in str(bar["width"]) and "inf" not in str(bar["width"]) for bar in page.all("rect"))
+
+
+def test_a_simulation_is_called_one(read_page: Callable[..., Any]) -> None:
+    assert "Simulation only" in read_page(render_run(deit_tiny_metrics() | {"paper_exact": True}, RECIPE)).text()
+    assert "Simulation only" not in read_page(render_run(deit_tiny_metrics(), RECIPE)).text()
+
+
+def test_a_site_of_200_db_is_exact(read_page: Callable[..., Any]) -> None:
+    metrics = deit_tiny_metrics()
+    metrics["sites"][0]["sqnr_db"] = 200.0
+    page = read_page(render_run(metrics, RECIPE))
+    assert any(text.startswith("patch_embed.proj: exact,") for tag, text in page.texts if tag == "title")
+    assert ("text", "50") not in page.texts
 
 
 def test_the_same_facts_give_the_same_page_and_stay_untouched() -> None:

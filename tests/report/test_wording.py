@@ -41,6 +41,7 @@ from halfbyte.report import wording
         (wording.bit_widths(None, 8), "float weights, A8"),
         (wording.bit_widths(None, None), "bits not recorded"),
         (wording.anything(True), "yes"),
+        (wording.anything(["a.jpg", "b.jpg"]), "a.jpg, b.jpg"),
         (wording.anything(["é", 1]), '["é", 1]'),
     ],
 )

@@ -15,7 +15,7 @@ BINS = 2**14
 class Histogram:
     """Counts of a stream's values in equal bins whose range doubles when a value falls outside.
 
-    The extremes are exact; a quantile is exact to one bin: at most 2 / 2**14 of the range seen.
+    The extremes are exact; a quantile is an order statistic, exact to one bin: at most 2 / 2**14 of the range seen.
     """
 
     def __init__(self, bins: int = BINS) -> None:

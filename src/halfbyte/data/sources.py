@@ -142,8 +142,7 @@ def _reraise(error: OSError) -> None:
 
 def _open_archive(path: Path) -> ArraySource:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            content = _arrays(archive, path)
+        content = _arrays(np.load(path, allow_pickle=False), path)
     except HalfbyteError:
         raise
     except Exception as error:  # zip, zlib and NumPy each have their own ways to fail on a damaged file
@@ -165,7 +164,8 @@ def _open_archive(path: Path) -> ArraySource:
 def _arrays(archive: Any, path: Path) -> Mapping[str, npt.NDArray[Any]]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise HalfbyteError(f"images {path}: a single array, not a .npz file with x and y")
-    missing = [key for key in ("x", "y") if key not in archive.files]
-    if missing:
-        raise HalfbyteError(f"images {path}: no {' and no '.join(missing)} in it, only {', '.join(archive.files)}")
-    return {key: archive[key] for key in ("x", "y")}
+    with archive:
+        missing = [key for key in ("x", "y") if key not in archive.files]
+        if missing:
+            raise HalfbyteError(f"images {path}: no {' and no '.join(missing)} in it, only {', '.join(archive.files)}")
+        return {key: archive[key] for key in ("x", "y")}

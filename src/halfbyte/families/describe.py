@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 # Importing the families enters their handlers.
 from halfbyte.families import resnet, swin, vit  # noqa: F401
+from halfbyte.families.arithmetic import is_convolution, is_linear
 from halfbyte.families.generic import block_of, role_of
 from halfbyte.families.layout import Layout, Site
 from halfbyte.families.sketch import HANDLERS, Sketch
@@ -28,17 +28,12 @@ def describe(model: nn.Module) -> Layout:
     stems, heads = _ends(model)
     sites: list[Site] = []
     for path, module in model.named_modules():
-        if type(module) in (nn.Linear, nn.Conv2d, Conv2dSame):
+        if is_linear(module) or is_convolution(module):
             role = "stem" if path in stems else "head" if path in heads else None
             sites.append(_site(path, role or sketch.roles.get(path) or role_of(path, module), sketch))
         if path in sketch.adapters:
             sites += [_site(f"{path}.{product}", product, sketch) for product in ("qk", "pv")]
     return Layout.of(sites, sketch.adapters)
-
-
-def is_same_padded(module: nn.Module) -> bool:
-    """Whether a convolution pads like TensorFlow, by the size of its input."""
-    return isinstance(module, Conv2dSame)
 
 
 def _site(path: str, role: str, sketch: Sketch) -> Site:

@@ -9,6 +9,7 @@ from torch import nn
 
 from halfbyte.layers.activation import ExactElementwise, ExactGELU
 from halfbyte.layers.norm import ExactBatchNorm, ExactFloat64, ExactLayerNorm
+from halfbyte.layers.site import SiteModule
 
 _SMOOTH_ACTIVATIONS = (
     "CELU", "ELU", "GELU", "GELUTanh", "GeluTanh", "HardMish", "HardSigmoid", "HardSwish", "Hardsigmoid", "Hardswish",
@@ -32,7 +33,7 @@ def replacement(module: nn.Module) -> nn.Module | None:
         return ExactGELU()
     if name in _SMOOTH_ACTIVATIONS and not list(module.parameters()):
         return ExactElementwise(module)
-    has_arithmetic_inside = any(isinstance(inner, (nn.Linear, nn.Conv2d)) for inner in module.modules())
+    has_arithmetic_inside = any(isinstance(inner, (nn.Linear, nn.Conv2d, SiteModule)) for inner in module.modules())
     if isinstance(module, _POOLS) or ("Norm" in name and not has_arithmetic_inside):
         return ExactFloat64(module)
     return None

@@ -55,6 +55,11 @@ _CONSTRUCTORS: dict[str, Callable[[], nn.Module]] = {
     "fashion_swin": _swin,
     "fashion_resnet": _resnet,
 }
+_ENDS = {
+    "fashion_vit": {"first_conv": "patch_embed.proj", "classifier": "head"},
+    "fashion_swin": {"first_conv": "patch_embed.proj", "classifier": "head.fc"},
+    "fashion_resnet": {"first_conv": "conv1", "classifier": "fc"},
+}
 
 DEFAULT_MODEL = "fashion_vit"
 BUILTIN_MODELS = tuple(_CONSTRUCTORS)
@@ -67,5 +72,5 @@ def create_builtin(name: str) -> nn.Module:
     raises `KeyError`.
     """
     model = _CONSTRUCTORS[name]()
-    model.pretrained_cfg = dict(_PREPROCESSING, architecture=name)  # type: ignore[assignment]
+    model.pretrained_cfg = {**_PREPROCESSING, **_ENDS[name], "architecture": name}  # type: ignore[assignment]
     return model

@@ -19,6 +19,8 @@ from halfbyte.errors import HalfbyteError
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
 WRAPPERS = ("model", "state_dict")
 SHOWN = 5
+# What timm's converters resample; in other places a name may come to mean another tensor.
+RESAMPLED = ("pos", "patch_embed")
 
 
 def sha256_file(path: Path) -> str:
@@ -178,8 +180,9 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     except Exception:  # each converter fails in its own way on a state that is not its own
         return None
     converted: dict[str, Tensor] = twin.state_dict()
-    # Converters also resample, say position embeddings of another resolution: that is another model.
-    resampled = [key for key in state.keys() & converted.keys() if state[key].numel() != converted[key].numel()]
+    # Converters also resample position embeddings and patches of another resolution: that is another model.
+    resized = [key for key in state.keys() & converted.keys() if state[key].numel() != converted[key].numel()]
+    resampled = any(part in key for key in resized for part in RESAMPLED)
     return None if resampled else converted
 
 

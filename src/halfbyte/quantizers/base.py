@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from halfbyte.errors import HalfbyteError
 MIN_BITS, MAX_BITS = 2, 8
 
 
-def check_bits(bits: Any, what: str = "bits") -> int:
+def check_bits(bits: object, what: str = "bits") -> int:
     """`bits` as an int from 2 to 8; anything else raises `HalfbyteError` that names `what`."""
     if isinstance(bits, int) and not isinstance(bits, bool) and MIN_BITS <= bits <= MAX_BITS:
-        return cast(int, bits)
+        return bits
     raise HalfbyteError(f"{what} must be a whole number from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
 
 
@@ -44,7 +44,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def levels(self) -> int:
         """The number of codes, 2**bits."""
-        return 2**self.bits
+        return 1 << self.bits
 
     @property
     def exact_integers(self) -> bool:

@@ -21,9 +21,9 @@ class LogQuantizer(Quantizer):
     """value of code k = scale * 2**(-k / steps_per_octave), and 0 for the last code.
 
     With n steps an octave, code k covers the inputs whose rounded logarithm is k, from `scale * 2**(-(k + 1/2) / n)`
-    (not included) to `scale * 2**(-(k - 1/2) / n)`; what is not positive gets the last code. The deployed levels are a
-    table of 2**bits whole numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with the common factor
-    `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a float32 changes,
+    (not included) to `scale * 2**(-(k - 1/2) / n)`; what lies below half the last of these levels gets the last code.
+    The deployed levels are a table of 2**bits whole numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with the
+    common factor `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a float32 changes,
     so that this half alone decides the code: quantizing is one table look-up, the same on every machine.
 
     `paper_exact` restores what the papers' code does: thresholds as they are, levels in float, and an exact zero beside
@@ -31,6 +31,8 @@ class LogQuantizer(Quantizer):
     """
 
     steps_per_octave: ClassVar[int]
+    # The share of the scale to which the paper's code raises smaller inputs before it takes their logarithm.
+    paper_floor: ClassVar[float] = 0.0
 
     def __init__(self, bits: int, *, paper_exact: bool = False) -> None:
         super().__init__(bits)
@@ -72,6 +74,10 @@ class LogQuantizer(Quantizer):
     def thresholds(self) -> np.ndarray:
         """For every code but the first the largest input, float32, that gets it or a later one; from large to small."""
         middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave
+        if not self.paper_exact:
+            # Half way between the smallest level and zero, where the error is least: rounding the logarithm would make
+            # zero of all that lies below 0.71 (log2) or 0.84 (log-sqrt2) of that level, and most of an attention map does.
+            middles[-1] = (self.symbols - 2) / self.steps_per_octave + 1
         exact = (float(self.calibrated(self.scale)) * 2.0**-middles).astype(np.float32)
         if self.paper_exact:
             return exact
@@ -80,6 +86,7 @@ class LogQuantizer(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         if self.paper_exact:
+            x = x.clamp(min=self.paper_floor * self.calibrated(self.scale))
             position = torch.bucketize(x, self._table("ascending", x.device), out_int32=True)
             return (self.symbols - 1) - position
         return self._looked_up("codes", x)
@@ -97,7 +104,7 @@ class LogQuantizer(Quantizer):
         return {**super().spec(), **({"paper_exact": True} if self.paper_exact else {})}
 
     def _looked_up(self, table: str, x: Tensor) -> Tensor:
-        halves = x.contiguous().view(torch.uint16).view(-1, 2)
+        halves = x.contiguous().view(-1).view(torch.uint16).view(-1, 2)
         prefix = halves[:, 1].to(torch.int32)
         return torch.index_select(self._table(table, x.device), 0, prefix).view(x.shape)
 
@@ -124,6 +131,7 @@ class Log2Quantizer(LogQuantizer):
 
     kind: ClassVar[str] = "log2"
     steps_per_octave: ClassVar[int] = 1
+    paper_floor: ClassVar[float] = 1e-15
 
 
 class LogSqrt2Quantizer(LogQuantizer):

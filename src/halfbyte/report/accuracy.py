@@ -75,8 +75,8 @@ def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     none = wording.NOT_APPLICABLE
     return [
         ("Size", wording.size(old), wording.size(new), wording.shrinkage(old, new)),
-        ("Multiply-accumulates an image", wording.magnitude(macs), wording.magnitude(macs), none),
-        ("Bit operations an image", none, wording.magnitude(bit_operations), none),
+        ("MACs per image", wording.magnitude(macs), wording.magnitude(macs), none),
+        ("Bit operations per image", none, wording.magnitude(bit_operations), none),
     ]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from halfbyte.report import wording
 
+_EXACT_DB = 200.0  # what a metrics file, which has no infinity, says of a site without any error
+
 
 def mapping(value: object) -> Mapping[str, Any]:
     """`value` if it is a mapping, else an empty one."""
@@ -68,4 +70,7 @@ def _operand_bits(value: object) -> str:
 
 
 def _ratio(value: object) -> float | None:
-    return math.inf if value == math.inf else number(value)
+    if isinstance(value, float) and value == math.inf:
+        return value
+    ratio = number(value)
+    return math.inf if ratio is not None and ratio >= _EXACT_DB else ratio

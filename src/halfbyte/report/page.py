@@ -61,7 +61,7 @@ def tiles(items: Iterable[Tile]) -> Html:
 
 def table(label: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Html:
     """A table that scrolls in its own frame; `label` names the frame, and each row's first cell names the row."""
-    head = element("tr", *(element("th", escape(c.heading), scope="col", class_=c.style) for c in columns))
+    head = element("tr", *(_heading(column) for column in columns))
     body = lines(*(_row(columns, row) for row in rows))
     content = element("table", lines(element("thead", head), element("tbody", body)))
     return element("div", content, class_="scroll", role="region", aria_label=label, tabindex=0)
@@ -84,6 +84,11 @@ def _tile(item: Tile) -> Html:
         element("dd", escape(item.value), class_="value"),
         element("dd", escape(item.note)),
     )
+
+
+def _heading(column: Column) -> Html:
+    aligned = column.style if column.style == "number" else None
+    return element("th", escape(column.heading), scope="col", class_=aligned)
 
 
 def _row(columns: Sequence[Column], cells: Sequence[str]) -> Html:

@@ -33,6 +33,7 @@ def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
     return document(
         f"{model}, {method}: Halfbyte",
         element("h1", escape(f"{model} "), element("span", escape(method))),
+        _caution(metrics),
         summary(metrics),
         accuracy_section(metrics),
         _weights_and_images(metrics),
@@ -46,6 +47,16 @@ def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
     )
 
 
+def _caution(metrics: Mapping[str, Any]) -> Html:
+    """Numbers of a simulation must not be taken for those of an integer model."""
+    if metrics.get("paper_exact") is not True:
+        return Html("")
+    return paragraph(
+        "Simulation only: this run repeats what the paper's code did (paper_exact), which integers cannot always "
+        "follow. Export and the native engine refuse its artifact."
+    )
+
+
 def _weights_and_images(metrics: Mapping[str, Any]) -> Html:
     weights, images = mapping(metrics.get("weights")), mapping(metrics.get("images"))
     rows = [
@@ -56,11 +67,11 @@ def _weights_and_images(metrics: Mapping[str, Any]) -> Html:
         ("Calibration images", wording.count(number(images.get("calibration")))),
         ("Evaluation images", wording.count(number(images.get("evaluation")))),
     ]
-    skipped = mapping(metrics.get("skipped_images"))
+    skipped = {use: names for use, names in mapping(metrics.get("skipped_images")).items() if names}
     return section(
         "Weights and images",
         _listing("Weights and images", rows),
-        details("Skipped images", _pairs("Skipped images", skipped)) if skipped else Html(""),
+        details("Unreadable images that were skipped", _pairs("Skipped images", skipped)) if skipped else Html(""),
     )
 
 
@@ -68,16 +79,21 @@ def _coverage(metrics: Mapping[str, Any]) -> Html:
     coverage = mapping(metrics.get("coverage"))
     share = number(coverage.get("quantized_macs_percent"))
     left = sorted(records(coverage.get("float")), key=lambda entry: -(number(entry.get("macs")) or 0.0))
-    integer = "" if share is None else f"{wording.percent(share)} of the multiply-accumulates run on integers. "
+    integer = (
+        ""
+        if share is None
+        else f"{wording.percent(share)} of the multiply-accumulates (MACs) belong to quantized sites. "
+    )
     heading = "Arithmetic left in float"
+    counted = "Counted are matrix products, convolutions and fused attention; norms, softmax and activations are not."
     if not coverage:
         return section(heading, paragraph("Coverage was not recorded."))
     if not left:
-        return section(heading, paragraph(f"{integer}No operation was found left in float."))
+        return section(heading, paragraph(f"{integer}None was found outside of them. {counted}"))
     macs = sum(number(entry.get("macs")) or 0.0 for entry in left)
     found = "operation" if len(left) == 1 else "operations"
-    text = f"{integer}{len(left):,} {found} stayed in float: {wording.magnitude(macs)} multiply-accumulates an image."
-    columns = (Column("Operation", "code"), Column("Where", "code"), Column("Multiply-accumulates", "number"))
+    text = f"{integer}{len(left):,} {found} stayed in float: {wording.magnitude(macs)} MACs per image. {counted}"
+    columns = (Column("Operation", "code"), Column("Where", "code"), Column("MACs per image", "number"))
     rows = [
         (
             wording.anything(entry.get("operation")),
@@ -98,7 +114,7 @@ def _time_and_memory(metrics: Mapping[str, Any]) -> Html:
         spent = number(value)
         if step in ("evaluate", "total"):
             continue
-        share = f"{100 * spent / total:.0f}\u00a0%" if spent is not None and total else wording.NOT_APPLICABLE
+        share = f"{100 * spent / total:.1f}\u00a0%" if spent is not None and total else wording.NOT_APPLICABLE
         rows.append((str(step), wording.duration(spent), share))
     rows.append(("All steps", wording.duration(total), wording.NOT_APPLICABLE))
     rows.append(("Evaluation", wording.duration(number(seconds.get("evaluate"))), wording.NOT_APPLICABLE))

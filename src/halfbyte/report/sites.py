@@ -71,8 +71,9 @@ def _ranked(sites: Sequence[SiteFacts]) -> list[SiteFacts]:
 
 def _explanation(sites: Sequence[SiteFacts]) -> list[Html]:
     text = (
-        "Signal-to-quantization-noise ratio (SQNR) of each site against the float model, in dB: longer is better, "
-        "and one bit is worth about 6 dB."
+        "Signal-to-quantization-noise ratio (SQNR) of each site's output against the float model, in dB: longer is "
+        "better, and at 20 dB the error is a tenth of the signal. All sites are quantized at once, so that a site's "
+        "error includes what earlier sites hand on."
     )
     lowest = ", ".join(f"{entry.name} ({wording.decibels(entry.sqnr_db)})" for entry in _ranked(sites))
     return [paragraph(text), *([paragraph(f"Lowest: {lowest}.")] if lowest else [])]

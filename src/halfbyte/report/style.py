@@ -26,7 +26,7 @@ html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--ground); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", "DejaVu Sans", sans-serif;
-  overflow-wrap: anywhere;
+  overflow-wrap: break-word;
 }
 header, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 32px; }
@@ -40,7 +40,7 @@ h2 { margin: 44px 0 10px; padding-bottom: 6px; border-bottom: 1px solid var(--ru
 h3 { margin: 0 0 6px; font-size: 14px; }
 h3 span { color: var(--muted); font-weight: 400; }
 p { margin: 0 0 12px; max-width: 76ch; }
-.muted { color: var(--muted); }
+main > p:first-child { margin-top: 12px; font-weight: 600; color: var(--lowest); }
 
 .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 24px 0 0; }
 .tiles div { padding: 12px 14px; background: var(--panel); border: 1px solid var(--rule); border-radius: 4px; }
@@ -57,7 +57,9 @@ th:last-child, td:last-child { padding-right: 2px; }
 thead th { font-size: 13px; font-weight: 600; color: var(--muted); vertical-align: bottom; }
 tbody th { font-weight: 400; }
 .number { text-align: right; white-space: nowrap; }
+thead .number { white-space: normal; }
 .code { font-size: 13px; }
+td.code { min-width: 16ch; overflow-wrap: anywhere; }
 
 pre {
   margin: 0 0 12px; padding: 12px 14px; overflow-x: auto; overflow-wrap: normal; font-size: 13px; line-height: 1.5;
@@ -80,7 +82,9 @@ details .scroll { margin-top: 8px; }
 .bars text { font-size: 12px; fill: var(--text); }
 .bars .label { text-anchor: end; }
 .bars .tick { text-anchor: middle; fill: var(--muted); }
-.bars .value { font-variant-numeric: tabular-nums; }
+.bars .value {
+  font-variant-numeric: tabular-nums; paint-order: stroke; stroke: var(--ground); stroke-width: 4px;
+}
 .bars line { stroke: var(--rule); }
 .bars .zero { stroke: var(--muted); }
 .bars rect { fill: currentColor; }
@@ -98,11 +102,12 @@ details .scroll { margin-top: 8px; }
 }
 @media (max-width: 480px) {
   header, main { padding-left: 16px; padding-right: 16px; }
-  h1 { font-size: 20px; }
+  h1 { font-size: 18px; }
   .tiles { gap: 8px; }
   .tiles div { padding: 10px; }
   .tiles dd.value { font-size: 20px; }
-  th, td { padding-right: 14px; }
+  table { font-size: 14px; }
+  th, td { padding-right: 10px; }
 }
 """
 )

@@ -24,7 +24,7 @@ def points(before: float | None, after: float | None) -> str:
         return NOT_APPLICABLE
     # Both are rounded first: the difference then agrees with the two numbers printed beside it.
     change = round(round(after, 2) - round(before, 2), 2)
-    return f"{'+' if change > 0 else ''}{_fixed(change + 0.0, 2)} points"
+    return f"{'+' if change > 0 else ''}{_fixed(change + 0.0, 2)}{_NBSP}points"
 
 
 def divergence(value: float | None) -> str:
@@ -54,7 +54,7 @@ def shrinkage(before: float | None, after: float | None) -> str:
     if before is None or after is None or before <= 0 or after <= 0:
         return NOT_APPLICABLE
     factor, word = (before / after, "smaller") if before >= after else (after / before, "larger")
-    return f"{_fixed(factor, 1)}× {word}"
+    return f"{_fixed(factor, 1)}×{_NBSP}{word}"
 
 
 def duration(seconds: float | None) -> str:
@@ -103,6 +103,8 @@ def anything(value: object) -> str:
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return json.dumps(value, ensure_ascii=False, skipkeys=True, default=str)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
 from halfbyte.errors import HalfbyteError, did_you_mean
-from halfbyte.recipe import Recipe, StepCall
+from halfbyte.recipe import Recipe, StepCall, shown
 from halfbyte.registry import Registry
 from halfbyte.session import Step
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
@@ -62,5 +63,7 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise HalfbyteError(f"{where} must be of type {wanted.__name__}, not {value!r}")
+        raise HalfbyteError(f"{where} must be of type {getattr(wanted, '__name__', wanted)}, not {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HalfbyteError(f"{where} must be finite, not {value}")
     return value

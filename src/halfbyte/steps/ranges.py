@@ -42,7 +42,11 @@ def fit_ranges(session: Session, images: int, stream: FitStream, tensor: FitTens
                 module = site_module(session.model, site.name)
                 for operand in site.operands:
                     quantizer = module.quantizer(operand)
-                    assert isinstance(quantizer, UniformQuantizer)
+                    if not isinstance(quantizer, UniformQuantizer):
+                        raise HalfbyteError(
+                            f"ranges cannot be fitted to the {quantizer.kind} quantizer of {site.name}, which an "
+                            "earlier step chose; let the step that calibrates ranges come first"
+                        )
                     if operand == "weight":
                         tensor(quantizer, module.float_weight())  # type: ignore[operator]
                     else:
@@ -60,6 +64,10 @@ class Percentile:
     images: int = 32
     percentiles: tuple[float, ...] = REPQ_PERCENTILES
 
+    def __post_init__(self) -> None:
+        if not self.percentiles or not all(0.5 < p <= 1 for p in self.percentiles):
+            raise ValueError("percentiles must lie above 0.5 and not above 1")
+
     def run(self, session: Session) -> dict[str, Any]:
         """Fit every range."""
         return fit_ranges(
@@ -75,6 +83,10 @@ class Mse:
 
     images: int = 32
     shrink_steps: int = SHRINK_STEPS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shrink_steps <= 100:
+            raise ValueError("shrink_steps must be from 1 to 100")
 
     def run(self, session: Session) -> dict[str, Any]:
         """Fit every range."""

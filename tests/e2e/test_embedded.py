@@ -1,0 +1,76 @@
+"""The main job from start to end on the embedded models, at every width."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import halfbyte
+from halfbyte.models.builtin import BUILTIN_MODELS
+
+# Points of top-1 on 300 images that a calibration alone may cost; few-bit networks scatter by a point or two.
+MOST_LOST = {8: 1.5, 6: 2.5, 4: 12.0}
+
+
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("bits", MOST_LOST)
+def test_accuracy_survives(name: str, bits: int, tmp_path: Path) -> None:
+    result = halfbyte.quantize(
+        model=name, recipe="repq", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=300, workers=0, calib_images=64
+    )
+    metrics = result.metrics
+    assert metrics["quantized"]["top1"] >= metrics["float"]["top1"] - MOST_LOST[bits]
+    assert metrics["bytes"]["artifact"] < metrics["bytes"]["float"] * (bits + 2.5) / 32
+    assert metrics["coverage"]["float"] == []
+    weighted = [site for site in metrics["sites"] if site["bits"]["weight"] is not None]
+    assert {site["bits"]["weight"] for site in weighted if site["role"] in ("stem", "head")} == {8}
+    assert {site["bits"]["weight"] for site in weighted if site["role"] not in ("stem", "head")} == {bits}
+
+
+def test_more_bits_are_better(tmp_path: Path) -> None:
+    kl = []
+    for bits in range(2, 9):
+        result = halfbyte.quantize(
+            model="fashion_vit",
+            w_bits=bits,
+            a_bits=bits,
+            out=tmp_path / str(bits),
+            limit=200,
+            workers=0,
+            calib_images=32,
+        )
+        kl.append(result.metrics["quantized"]["kl"])
+    assert kl == sorted(kl, reverse=True)
+
+
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_a_loaded_artifact_gives_the_same_logits_for_any_batch_and_threads(name: str, tmp_path: Path) -> None:
+    result = halfbyte.quantize(
+        model=name, w_bits=4, a_bits=4, out=tmp_path / "run", limit=20, workers=0, calib_images=32
+    )
+    loaded = halfbyte.load(result.folder)
+    images = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    with torch.inference_mode():
+        expected = loaded(images)
+        for size in (1, 7, 32):
+            assert torch.equal(torch.cat([loaded(batch) for batch in images.split(size)]), expected)
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert torch.equal(loaded(images), expected)
+        torch.set_num_threads(threads)
+        from halfbyte.prepare import model_state
+
+        with model_state(result.model, "quantized"):
+            assert torch.equal(result.model(images), expected)
+
+
+@pytest.mark.parametrize("recipe", ["percentile", "mse", "minmax", "repq-paper"])
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_every_recipe_runs_on_every_model_at_8_bits(recipe: str, name: str, tmp_path: Path) -> None:
+    result = halfbyte.quantize(
+        model=name, recipe=recipe, w_bits=8, a_bits=8, out=tmp_path / "run", limit=200, workers=0, calib_images=32
+    )
+    assert result.metrics["quantized"]["agreement"] > 90
+    assert result.metrics["paper_exact"] is (recipe == "repq-paper")
+    assert halfbyte.load(result.folder) is not None

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.quantizers.base import Quantizer
+from halfbyte.quantizers.kinds import KINDS, build_quantizer
+from halfbyte.quantizers.log import Log2Quantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.packing import pack, packed_size, unpack
+from halfbyte.quantizers.uniform import UniformQuantizer
+
+VALUES = arrays(np.float32, (3, 5), elements=st.floats(-1e4, 1e4, width=32))
+
+
+def fitted(kind: str, bits: int, low: float, high: float, **options: object) -> Quantizer:
+    quantizer = build_quantizer({"kind": kind, "bits": bits, **options})
+    if isinstance(quantizer, UniformQuantizer):
+        quantizer.set_range(torch.tensor(low), torch.tensor(high))
+    else:
+        quantizer.set_scale(torch.tensor(abs(high) + 1e-3))
+    return quantizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", range(2, 9))
+@settings(max_examples=30, deadline=None)
+@given(x=VALUES, low=st.floats(-100, 100, width=32), width=st.floats(0, 200, width=32))
+def test_forward_is_dequantize_of_quantize(kind: str, bits: int, x: np.ndarray, low: float, width: float) -> None:
+    quantizer, values = fitted(kind, bits, low, low + width), torch.from_numpy(x)
+    codes = quantizer.quantize(values)
+    assert codes.dtype == torch.uint8
+    assert int(codes.max()) < 2**bits
+    assert torch.equal(quantizer(values), quantizer.dequantize(codes))
+    centred = quantizer.centred(values)
+    assert torch.equal(centred, quantizer.centre(codes))
+    assert torch.equal(centred, centred.round())
+    assert float(centred.abs().max()) <= quantizer.largest
+    assert torch.equal(centred * quantizer.factor, quantizer(values))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@settings(max_examples=50, deadline=None)
+@given(low=st.floats(-100, 100, width=32), width=st.floats(2**-10, 200, width=32))
+def test_uniform_error_is_at_most_half_a_step_inside_the_range(bits: int, low: float, width: float) -> None:
+    quantizer = fitted("uniform", bits, low, low + width)
+    x = torch.linspace(low, low + width, 257)
+    assert float((quantizer(x) - x).abs().max()) <= float(quantizer.scale) * 1.001 + 1e-5 * abs(low)
+    inner = x[8:-8]
+    # The zero point is rounded, so the two ends may lie up to half a step outside the codes.
+    assert float((quantizer(inner) - inner).abs().median()) <= float(quantizer.scale) * 0.5001 + 1e-5 * abs(low)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, -2.5, 1e-30, -1e30])
+@pytest.mark.parametrize("options", [{}, {"covers_zero": True}, {"symmetric": True}])
+def test_a_constant_tensor_stays_what_it_is(value: float, options: dict[str, bool]) -> None:
+    quantizer = fitted("uniform", 4, value, value, **options)
+    assert float(quantizer(torch.tensor(value))) == pytest.approx(value, rel=1e-6)
+
+
+def test_zero_is_a_code_where_the_range_must_cover_it() -> None:
+    quantizer = fitted("uniform", 4, 2.0, 5.0, covers_zero=True)
+    assert float(quantizer(torch.tensor(0.0))) == 0.0
+    assert 0 <= int(quantizer.zero_point) <= 15
+
+
+def test_zero_points_may_lie_outside_the_codes() -> None:
+    quantizer = fitted("uniform", 4, 2.0, 5.0)
+    assert int(quantizer.zero_point) == -10
+    assert quantizer.zero_point.dtype == torch.int32
+    assert float(quantizer(torch.tensor(3.0))) == pytest.approx(3.0)
+
+
+def test_a_scale_a_head_or_channel() -> None:
+    quantizer = UniformQuantizer(8, axis=1)
+    x = torch.randn(2, 3, 4, 5) * torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
+    low, high = (getattr(x, edge)(dim=(0, 2, 3), keepdim=True) for edge in ("amin", "amax"))
+    quantizer.set_range(low, high)
+    assert quantizer.scale.shape == (1, 3, 1, 1)
+    assert bool(((quantizer(x) - x).abs() <= quantizer.scale * 1.001).all())
+
+
+def test_gradient_passes_where_nothing_is_clipped() -> None:
+    quantizer = fitted("uniform", 3, -1.0, 1.0)
+    x = torch.tensor([-5.0, -0.4, 0.3, 5.0], requires_grad=True)
+    (quantizer(x) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert x.grad.tolist() == [0.0, 2.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", [Log2Quantizer, LogSqrt2Quantizer])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_log_codes_are_monotone_and_their_levels_whole(kind: type, bits: int) -> None:
+    quantizer = kind(bits)
+    quantizer.set_scale(torch.tensor(0.9))
+    x = torch.logspace(-12, 0.2, 4001)
+    codes = quantizer.quantize(x).int()
+    assert bool((codes.diff() <= 0).all())
+    assert int(quantizer.quantize(torch.tensor(0.0))) == 2**bits - 1
+    assert int(quantizer.quantize(torch.tensor(-0.5))) == 2**bits - 1
+    assert float(quantizer(torch.tensor(0.0))) == 0.0
+    assert int(quantizer.quantize(torch.tensor(7.0))) == 0
+    levels = quantizer.level_table()
+    assert np.array_equal(levels, np.rint(levels))
+    assert len(levels) == 2**bits
+
+
+@pytest.mark.parametrize("kind", [Log2Quantizer, LogSqrt2Quantizer])
+def test_log_thresholds_decide_to_the_bit(kind: type) -> None:
+    quantizer = kind(4)
+    quantizer.set_scale(torch.tensor(0.7))
+    thresholds = quantizer.thresholds()
+    above = np.nextafter(thresholds, np.float32(2))
+    assert quantizer.quantize(torch.from_numpy(thresholds)).tolist() == list(range(1, 16))
+    assert quantizer.quantize(torch.from_numpy(above)).tolist() == list(range(15))
+    exact = 0.7 * 2.0 ** (-(np.arange(15) + 0.5) / kind.steps_per_octave)
+    exact[-1] = 0.7 * 2.0 ** (-14 / kind.steps_per_octave) / 2
+    assert np.abs(thresholds / exact - 1).max() < 0.004
+
+
+@pytest.mark.parametrize("kind", [Log2Quantizer, LogSqrt2Quantizer])
+def test_more_bits_are_never_worse(kind: type) -> None:
+    x = torch.rand(20000, generator=torch.Generator().manual_seed(0)) ** 6
+    errors = []
+    for bits in range(2, 9):
+        quantizer = kind(bits)
+        quantizer.set_scale(torch.tensor(1.0))
+        errors.append(float((quantizer(x) - x).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+
+
+@given(bits=st.integers(2, 8), count=st.integers(0, 50), seed=st.integers(0, 2**31))
+def test_packing_is_dense_and_exact(bits: int, count: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (count, 3), dtype=np.uint8)
+    stream = pack(codes, bits)
+    assert stream.nbytes == packed_size(3 * count, bits) == -(-3 * count * bits // 8)
+    assert np.array_equal(unpack(stream, bits, (count, 3)), codes)
+
+
+def test_packing_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        pack(np.array([16]), 4)
+    with pytest.raises(ValueError, match="take 2 bytes"):
+        unpack(np.zeros(3, np.uint8), 4, (4,))
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -3, "4", 4.0, None, True])
+def test_bits_outside_2_to_8_are_refused(bits: object) -> None:
+    with pytest.raises(HalfbyteError, match="from 2 to 8"):
+        build_quantizer({"kind": "uniform", "bits": bits})
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(HalfbyteError, match="log_sqrt2"):
+        build_quantizer({"kind": "log_sqrt", "bits": 4})
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_scale_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        UniformQuantizer(4).set_parameters(torch.tensor(scale), torch.tensor(0))
+
+
+def test_an_unfitted_quantizer_says_so() -> None:
+    with pytest.raises(HalfbyteError, match="before it was calibrated"):
+        UniformQuantizer(4)(torch.ones(3))
