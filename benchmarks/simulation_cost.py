@@ -71,9 +71,10 @@ def main() -> None:
         with model_state(quantized, "quantized"):
             seconds(loaded.model, images), seconds(quantized, images)
             pairs = [(seconds(loaded.model, images), seconds(quantized, images)) for _ in range(arguments.repetitions)]
-        ratio = statistics.median(q / f for f, q in pairs)
-        rows.append({"bits": bits, "float_seconds": round(statistics.median(f for f, _ in pairs), 4),
-                     "quantized_seconds": round(statistics.median(q for _, q in pairs), 4), "ratio": round(ratio, 3)})  # fmt: skip
+        medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
+        ratio = statistics.median(quantized_time / float_time for float_time, quantized_time in pairs)
+        names = ("float_seconds", "quantized_seconds", "ratio")
+        rows.append({"bits": bits, **dict(zip(names, (round(value, 4) for value in (*medians, ratio)), strict=True))})
         print(rows[-1], flush=True)
     facts = {"model": loaded.source.architecture, "batch_size": arguments.batch_size, "rows": rows,
              "environment": environment(torch.device("cpu"))}  # fmt: skip

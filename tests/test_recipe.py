@@ -87,7 +87,7 @@ def test_mistakes_in_steps_are_named(step: str, message: str) -> None:
 
 @pytest.mark.parametrize("assignment", ["repq.images", "images=3", "=3", "repq.=3"])
 def test_a_set_that_is_no_assignment(assignment: str) -> None:
-    with pytest.raises(HalfbyteError, match="step.key=value"):
+    with pytest.raises(HalfbyteError, match=r"step\.key=value"):
         load_recipe("repq").with_parameter(assignment)
 
 

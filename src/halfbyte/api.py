@@ -29,7 +29,7 @@ from halfbyte.inputs import (
     validation_images,
 )
 from halfbyte.models.builtin import DEFAULT_MODEL
-from halfbyte.models.load import create_architecture, load_model
+from halfbyte.models.load import checked_preprocessing, create_architecture, load_model
 from halfbyte.models.names import resolve as resolve_name
 from halfbyte.outcome import accuracy, finish, weights_facts
 from halfbyte.prepare import prepare
@@ -121,7 +121,7 @@ def evaluate_model(
     else:
         source = artifact.facts["source"]
         teacher = _teacher(artifact, weights)
-        given = {"crop_pct": crop_pct, "interpolation": interpolation}
+        given = checked_preprocessing(crop_pct, interpolation)
         config = artifact.facts["preprocessing"] | {key: value for key, value in given.items() if value is not None}
         model, batch_size = artifact.model, batch_size or int(artifact.facts.get("batch_size", 32))
     images = validation_images(val, source, config, model, limit_images, workers, progress)
@@ -199,7 +199,10 @@ def _session(inputs: Inputs, options: Options, progress: Progress) -> Session:
     generator = torch.Generator().manual_seed(options.seed)
     teacher = copy.deepcopy(inputs.loaded.model)
     model = inputs.loaded.model
-    layout = prepare(model, describe(model), inputs.recipe.bits)
+    try:
+        layout = prepare(model, describe(model), inputs.recipe.bits)
+    except HalfbyteError as error:
+        raise HalfbyteError(f"{inputs.recipe.source}: {error}") from None
     return Session(
         model.to(inputs.device), teacher.to(inputs.device), layout, inputs.recipe, inputs.calibration, inputs.device,
         generator, progress, options.batch_size, options.workers,

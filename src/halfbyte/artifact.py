@@ -26,7 +26,7 @@ from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
 from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.layers.site import SiteModule, WeightedSite
-from halfbyte.models.load import create_architecture
+from halfbyte.models.load import checked_preprocessing, create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, site_module
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
@@ -52,7 +52,7 @@ _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 # Tables of this size or more (position embeddings, relative position biases) are stored as float16.
 HALF_PRECISION_FROM = 4096
 MAX_JSON_BYTES = 2**26
-MAX_IMAGE_SIDE = 2**13
+CROP_MODES = ("center", "squash", "border")
 _NOT_STORED = "num_batches_tracked"
 
 
@@ -181,10 +181,13 @@ def load_artifact(folder: str | Path) -> Artifact:
 def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]) -> None:
     if config["architecture"] != facts["source"]["architecture"] or config["num_classes"] != _classes(model):
         raise HalfbyteError(f"{CONFIG} does not describe the model of {QUANTIZATION}")
-    channels, *size = facts["preprocessing"]["input_size"]
-    own = cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {}).get("input_size", (channels,))
-    if channels != own[0] or len(size) != 2 or max(size) > MAX_IMAGE_SIDE:
-        raise HalfbyteError(f"the model takes images of {own[0]} channels, {QUANTIZATION} prepares {[channels, *size]}")
+    images = facts["preprocessing"]
+    wanted = list(example_input(model).shape[1:])
+    if images["input_size"] != wanted or not len(images["mean"]) == len(images["std"]) == wanted[0]:
+        raise HalfbyteError(f"the model takes images {wanted}, {QUANTIZATION} prepares others")
+    if images["crop_mode"] not in CROP_MODES or min(images["std"]) <= 0:
+        raise HalfbyteError(f"{QUANTIZATION} holds a preprocessing that does not exist")
+    checked_preprocessing(images["crop_pct"], images["interpolation"])
 
 
 def _facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:

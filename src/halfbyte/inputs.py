@@ -46,6 +46,11 @@ class Options:
     resume: bool = False
     force: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("weights", "calib", "val", "out"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, Path(given))
+
 
 @dataclass
 class Inputs:

@@ -106,7 +106,7 @@ def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_pat
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
-    image.save(tmp_path / "p.png", transparency=bytes([0, 255]))
+    image.save(tmp_path / "p.png", transparency=bytes([0, 128]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = open_image(tmp_path / "p.png", 3)
@@ -470,7 +470,7 @@ def test_subsets_of_subsets(hundred):
 # Batches
 
 
-def test_batches_are_the_same_with_any_number_of_workers(hundred):
+def test_batches_come_in_order_and_draw_nothing_at_random(hundred):
     state = torch.random.get_rng_state()
     plain = list(batches(hundred, 32))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -479,7 +479,13 @@ def test_batches_are_the_same_with_any_number_of_workers(hundred):
     assert plain[0][1].dtype == torch.int64
     assert torch.equal(torch.cat([y for _, y in plain]), torch.tensor(hundred.labels))
     assert torch.equal(plain[2][0][6], hundred[70][0])
-    for (x, y), (x2, y2) in zip(plain, batches(hundred, 32, workers=2), strict=True):
+
+
+def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
+    images = open_images(folder(tmp_path, {"a": 5, "b": 8}), RGB, num_classes=2)
+    plain = list(batches(images, 4))
+    assert [len(y) for _, y in plain] == [4, 4, 4, 1]
+    for (x, y), (x2, y2) in zip(plain, batches(images, 4, workers=2), strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
 

@@ -145,8 +145,8 @@ def test_bits_by_role_and_pattern() -> None:
     assert plan.of(layout.site("blocks.1.attn.qkv")) == (4, 6)
     assert plan.of(layout.site("blocks.0.attn.qkv")) == (5, 6)
     assert plan.of(layout.site("head")) == (4, 3)
+    model = create_builtin("fashion_vit").eval()
     with pytest.raises(HalfbyteError, match=r"blocks\.77"):
-        model = create_builtin("fashion_vit").eval()
         prepare(model, describe(model), BitPlan(sites={"blocks.77.*": Bits(4, 4)}))
     with pytest.raises(HalfbyteError, match=r"blocks\.1\.attn\.qkv"):
         layout.site("blocks.1.attn.qvk")

@@ -78,6 +78,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         chosen = [self._indices[i] for i in indices]
         return ImageSet(self._source, self._transform, self._channels, chosen, self.skipped)
 
+    def useful_workers(self) -> int:
+        """How many processes can help to prepare the images: one a core for files, none for an array."""
+        return _cores() if isinstance(self._source, FolderSource) else 0
+
     def check_classes(self, num_classes: int) -> None:
         """Raise `HalfbyteError` unless the labels can be classes of a model with `num_classes` outputs."""
         self._source.check_classes(num_classes)
@@ -109,6 +113,11 @@ def open_images(
     unusable = set(bad)
     good = [i for i in range(len(source.labels)) if i not in unusable]
     return ImageSet(source, _transform(config), channels, good, skipped)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _transform(config: Mapping[str, Any]) -> Transform:
@@ -220,7 +229,7 @@ def batches(images: ImageSet, batch_size: int, workers: int = 0) -> Iterator[tup
     loader: DataLoader[Any] = DataLoader(
         _Caught(images),
         batch_size,
-        num_workers=workers,
+        num_workers=min(workers, images.useful_workers()),
         collate_fn=_collate,
         # A loader draws its workers' seed even where nothing is random: not from everyone's generator.
         generator=torch.Generator(),

@@ -71,7 +71,7 @@ def load_model(
     """
     asked = DEFAULT_MODEL if name is None else name
     resolved = resolve(asked)
-    settings = _checked_preprocessing(crop_pct, interpolation)
+    settings = checked_preprocessing(crop_pct, interpolation)
     if weights is None and resolved.architecture in BUILTIN_MODELS:
         with _embedded_weights(resolved.architecture) as path:
             model, digest = _with_weights(resolved, path)
@@ -131,7 +131,8 @@ def _with_weights(name: ModelName, path: Path) -> tuple[nn.Module, str]:
     return model, sha256_file(path)
 
 
-def _checked_preprocessing(crop_pct: float | None, interpolation: str | None) -> dict[str, Any]:
+def checked_preprocessing(crop_pct: float | None, interpolation: str | None) -> dict[str, Any]:
+    """Both settings by name; raises `HalfbyteError` for one with which no image can be prepared."""
     if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
         raise HalfbyteError(f"--crop-pct {crop_pct}: must be above 0 and at most 1")
     if interpolation is not None and interpolation not in INTERPOLATIONS:
