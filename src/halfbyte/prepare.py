@@ -139,12 +139,17 @@ def _probe(model: nn.Module, layout: Layout) -> dict[str, int]:
 
     modules = dict(model.named_modules())
     hooks = [modules[site.name].register_forward_hook(count(site.name)) for site in layout.sites]
+    # A model in training takes other ways, moves its running statistics and refuses a batch of one.
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
         with torch.no_grad(), model_state(model, "float"):
             model(example_input(model))
     finally:
         for hook in hooks:
             hook.remove()
+        for module in training:
+            module.training = True
     return called
 
 

@@ -75,8 +75,8 @@ def test_a_run_folder_holds_what_the_design_lists(quantize, out):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == json.loads((out.parent / "facts.json").read_text())
     keys = {
-        "schema", "model", "weights", "recipe", "bits", "images", "float", "quantized", "bytes", "operations", "seconds",
-        "peak_rss_bytes", "sites", "coverage", "environment",
+        "schema", "model", "weights", "recipe", "bits", "images", "float", "quantized", "bytes", "operations",
+        "seconds", "peak_rss_bytes", "sites", "coverage", "environment",
     }  # fmt: skip
     assert keys <= metrics.keys()
     inner = {
@@ -380,8 +380,10 @@ def test_no_room_for_the_state_is_told(quantize, out, finished_run, file_size_li
     assert quantize("--w-bits", 3, "--resume").code == 0
 
 
-@pytest.mark.parametrize("room", [0, 10_000, 1_000_000, 2_700_000])
-def test_a_full_file_system_leaves_the_artifact_that_was_there(quantize, tmp_path, finished_run, room):
+@pytest.mark.parametrize(
+    ("room", "failed"), [(0, "cannot write"), (1_000_000, "cannot save the run's state"), (2_700_000, "cannot write")]
+)
+def test_a_full_file_system_leaves_the_artifact_that_was_there(quantize, tmp_path, finished_run, room, failed):
     disk = tmp_path / "disk"
     disk.mkdir()
     size = sum(path.stat().st_size for path in finished_run.iterdir()) + 8 * 4096
@@ -395,7 +397,8 @@ def test_a_full_file_system_leaves_the_artifact_that_was_there(quantize, tmp_pat
         with (disk / "filler").open("wb") as file:
             free = os.statvfs(disk)
             file.write(bytes(max(free.f_bavail * free.f_frsize - room, 0) // 4096 * 4096))
-        quantize("--out", disk / "run", "--w-bits", 8, "--a-bits", 7, "--force").refused(str(disk / "run"), "No space")
+        forced = quantize("--out", disk / "run", "--a-bits", 7, "--force")
+        forced.refused(failed, str(disk / "run"), "No space", "free some space")
         assert _bytes(disk / "run", names) == _bytes(finished_run, names)
         assert not list((disk / "run").glob("*.part"))
         (disk / "filler").unlink()

@@ -50,5 +50,4 @@ def test_cifar_resnets_lose_little_at_8_bits(depth: int, tmp_path: Path) -> None
         calib=DATA / "cifar10_train_15000.npz", calib_images=64, val=DATA / "cifar10_test_5000.npz", limit=1000,
         w_bits=8, a_bits=8, out=tmp_path / "run",
     )  # fmt: skip
-    assert result.metrics["float"]["top1"] > 90
     assert result.metrics["quantized"]["top1"] >= result.metrics["float"]["top1"] - 1.0

@@ -21,7 +21,7 @@ class LogQuantizer(Quantizer):
     """value of code k = scale * 2**(-k / steps_per_octave), and 0 for the last code.
 
     With n steps an octave, code k covers the inputs whose rounded logarithm is k, from `scale * 2**(-(k + 1/2) / n)`
-    (not included) to `scale * 2**(-(k - 1/2) / n)`; what lies below half the last of these levels gets the last code.
+    (not included) to `scale * 2**(-(k - 1/2) / n)`; what lies below, the last code.
     The deployed levels are a table of 2**bits whole numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with
     the common factor `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a
     float32 changes, so that this half alone decides the code: quantizing is one table look-up, the same everywhere.
@@ -74,10 +74,6 @@ class LogQuantizer(Quantizer):
     def thresholds(self) -> np.ndarray:
         """For every code but the first the largest input, float32, that gets it or a later one; from large to small."""
         middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave
-        if not self.paper_exact:
-            # Half way between the smallest level and zero, where the error is least: rounding the logarithm would make
-            # zero of all below 0.71 (log2) or 0.84 (log-sqrt2) of that level, where most of an attention map lies.
-            middles[-1] = (self.symbols - 2) / self.steps_per_octave + 1
         exact = (float(self.calibrated(self.scale)) * 2.0**-middles).astype(np.float32)
         if self.paper_exact:
             return exact
