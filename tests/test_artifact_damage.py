@@ -54,8 +54,12 @@ def folder(whole, tmp_path) -> Path:
 
 
 def _logits(folder: Path) -> torch.Tensor:
-    with torch.inference_mode():
+    with torch.no_grad():
         return api.load(folder)(IMAGES)
+
+
+def _told(error: HalfbyteError) -> None:
+    assert "\n" not in str(error)
 
 
 def _refused(folder: Path, *parts: str) -> str:
@@ -98,12 +102,12 @@ def test_a_forged_artifact_without_changes_loads(folder, logits):
 
 
 @pytest.mark.parametrize("name", [CONFIG, QUANTIZATION])
-def test_json_cut_at_any_byte_is_refused(folder, name):
+def test_json_cut_anywhere_is_refused(folder, name):
     content = (folder / name).read_bytes()
-    for length in range(len(content)):
+    # Every byte of the small file; of the large one the ends and every so-many-th between.
+    for length in {*range(0, len(content), len(content) // 500), *range(40), *range(len(content) - 40, len(content))}:
         (folder / name).write_bytes(content[:length])
-        with pytest.raises(HalfbyteError, match=r"is damaged"):
-            load_artifact(folder)
+        _refused(folder, name, "damaged")
 
 
 def test_tensors_cut_anywhere_are_refused(folder):
@@ -138,7 +142,7 @@ def test_flipped_bits_of_json_are_refused_unless_they_say_the_same(folder, logit
     said = json.loads(content)
     draw = random.Random(0)
     same = 0
-    for _ in range(600):
+    for _ in range(300):
         place, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
         content[place] ^= bit
         (folder / name).write_bytes(content)
@@ -150,7 +154,7 @@ def test_flipped_bits_of_json_are_refused_unless_they_say_the_same(folder, logit
             assert json.loads(content) == said
             same += 1
         content[place] ^= bit
-    assert same < 60
+    assert same < 30
 
 
 def test_damage_of_the_header_with_the_right_checksum_raises_nothing_else(folder):
@@ -164,7 +168,7 @@ def test_damage_of_the_header_with_the_right_checksum_raises_nothing_else(folder
         try:
             load_artifact(folder)
         except HalfbyteError as error:
-            assert str(folder) in str(error)
+            _told(error)
         (folder / TENSORS).write_bytes(content)
 
 
@@ -240,10 +244,10 @@ def _set(name: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[
         (_set(WEIGHT_SCALE, lambda scale: scale[:-1]), "scale has the shape"),
         (_set(WEIGHT_SCALE, lambda scale: scale.flatten()), "scale has the shape"),
         (_set(WEIGHT_SCALE, lambda scale: -scale), "scale must be positive"),
-        (_set(CODES, lambda codes: codes[:-1]), "do not hold"),
-        (_set(CODES, lambda codes: codes.reshape(2, -1)), "layer2.0.conv1"),
-        (_set(CODES, lambda codes: codes.int()), "do not hold"),
-        (_set(CODES, lambda codes: codes.view(torch.int8)), "do not hold"),
+        (_set(CODES, lambda codes: codes[:-1]), "cannot hold"),
+        (_set(CODES, lambda codes: codes.reshape(2, -1)), "layer2.0.conv1: "),
+        (_set(CODES, lambda codes: codes.int()), "cannot hold"),
+        (_set(CODES, lambda codes: codes.view(torch.int8)), "cannot hold"),
         (_set("fc.bias", lambda bias: bias[:-1]), "fc.bias has the shape (9,), not (10,)"),
         (_set("fc.bias", lambda bias: bias * float("nan")), "fc.bias must be finite"),
         (_set("fc.bias", lambda bias: bias.to(torch.complex64)), "fc.bias must be finite"),
@@ -328,7 +332,7 @@ def _another_model(tensors: dict, facts: dict, config: dict) -> None:
         (_source(architecture="fashion_swin"), "config.json does not describe"),
         (_source(architecture="../../x"), "unknown architecture"),
         (_source(architecture=["resnet18"]), "source.architecture"),
-        (_source(tag="x"), "fashion_resnet"),
+        (_source(architecture="resnet18", tag="x"), "no tag 'x'"),
         (_another_model, "sites are not those of fashion_vit"),
         (lambda tensors, facts, config: config.update(num_classes=11), "config.json does not describe"),
         (lambda tensors, facts, config: config.pop("pretrained_cfg"), "pretrained_cfg"),
@@ -339,7 +343,7 @@ def _another_model(tensors: dict, facts: dict, config: dict) -> None:
         (_preprocessing(mean=[]), "prepares others"),
         (_preprocessing(std=[0.0]), "preprocessing"),
         (_preprocessing(std=[float("nan")]), "std[0]"),
-        (_preprocessing(crop_pct=1e-9), None),
+        (_preprocessing(crop_pct=1e-9), "--crop-pct"),
         (_preprocessing(crop_pct=-1), "--crop-pct"),
         (_preprocessing(interpolation="../x"), "--interpolation"),
         (_preprocessing(crop_mode="x"), "preprocessing"),
@@ -354,8 +358,6 @@ def _another_model(tensors: dict, facts: dict, config: dict) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_edited_facts_are_told(folder, change, part):
-    if part is None:
-        pytest.skip("allowed, if foolish")
     _forge(folder, change)
     if part == "tensors_sha256":
         facts = json.loads((folder / QUANTIZATION).read_text())
@@ -363,12 +365,16 @@ def test_edited_facts_are_told(folder, change, part):
     _refused(folder, part)
 
 
-def test_a_zero_point_too_far_away_is_told_before_any_evaluation(folder):
+def test_numbers_that_fit_but_are_absurd_end_in_numbers_or_a_line(folder):
     _forge(folder, _set(ZERO_POINT, lambda zero: torch.full_like(zero, -(2**31) + 1)))
-    try:
-        assert _logits(folder).isfinite().all()
-    except HalfbyteError as error:
-        assert "cannot load" in str(error)
+    assert _logits(folder).isfinite().all()
+    _forge(folder, _set("fc.weight_quantizer.scale", lambda scale: scale * 0 + 3e38))
+    _refused(folder, "outputs are not finite")
+
+
+def test_a_model_loaded_in_inference_mode_can_be_used(whole, logits):
+    with torch.inference_mode():
+        assert torch.equal(api.load(whole)(IMAGES), logits)
 
 
 # Anything at all
@@ -382,6 +388,11 @@ def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield from _places(part, (*path, number))
+
+
+def _drawn_place(data: st.DataObject, value: Any) -> tuple:
+    places = list(_places(value))
+    return places[data.draw(st.integers(0, len(places) - 1))]
 
 
 def _replaced(value: Any, path: tuple, new: Any) -> Any:
@@ -407,43 +418,41 @@ FUZZ = {
 }  # fmt: skip
 
 
-@settings(max_examples=300, **FUZZ)
+@settings(max_examples=200, **FUZZ)
 @given(data=st.data())
 def test_a_changed_value_is_refused_or_changes_nothing(folder, whole, logits, data):
     name = data.draw(st.sampled_from([CONFIG, QUANTIZATION]))
     said = json.loads((whole / name).read_text())
-    place = data.draw(st.sampled_from(list(_places(said))))
-    changed = _replaced(said, place, data.draw(VALUES))
+    changed = _replaced(said, _drawn_place(data, said), data.draw(VALUES))
     shutil.copy(whole / CONFIG, folder / CONFIG)
     shutil.copy(whole / QUANTIZATION, folder / QUANTIZATION)
     (folder / name).write_text(json.dumps(changed))
     try:
         found = _logits(folder)
     except HalfbyteError as error:
-        assert "\n" not in str(error)
+        _told(error)
     else:
         assert torch.equal(found, logits)
 
 
-@settings(max_examples=100, **FUZZ)
+@settings(max_examples=25, **FUZZ)
 @given(data=st.data())
 def test_a_forged_value_is_refused_or_can_be_used(folder, whole, data):
     contents = {name: json.loads((whole / name).read_text()) for name in (QUANTIZATION, CONFIG)}
     name = data.draw(st.sampled_from([CONFIG, QUANTIZATION, QUANTIZATION]))
-    place = data.draw(st.sampled_from(list(_places(contents[name]))))
-    contents[name] = _replaced(contents[name], place, data.draw(VALUES))
+    contents[name] = _replaced(contents[name], _drawn_place(data, contents[name]), data.draw(VALUES))
     _write_json(folder, contents[QUANTIZATION], contents[CONFIG])
     try:
         load_artifact(folder)
     except HalfbyteError as error:
-        assert "\n" not in str(error)
+        _told(error)
         return
     # What loads can be used for everything: no other error comes later.
     try:
         api.inspect_model(str(folder))
         api.evaluate_model(str(folder), limit_images=2, workers=0)
     except HalfbyteError as error:
-        assert "\n" not in str(error)
+        _told(error)
 
 
 @pytest.mark.parametrize("command", ["eval", "inspect"])

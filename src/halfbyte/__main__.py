@@ -15,9 +15,10 @@ def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and exit code 2."""
     from halfbyte.cli import app
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path may hold bytes that are no text, which a strict stream refuses to print.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A path may hold bytes that are no text, which a strict stream refuses to print.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             # Of images that cannot be read Halfbyte tells by itself.

@@ -134,6 +134,7 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
         raise HalfbyteError(f"cannot write to {folder}: {reason}; free some space or choose another --out") from None
 
 
+@torch.inference_mode(False)  # what is made in it can never be trained, nor tell whether it changed
 def load_artifact(folder: str | Path) -> Artifact:
     """Rebuild a quantized model from its folder, without the original weights and without the network.
 
@@ -169,7 +170,9 @@ def load_artifact(folder: str | Path) -> Artifact:
         set_state(model.eval(), "quantized")
         # What fits by itself may still not fit together; better here than in the middle of an evaluation.
         with torch.no_grad():
-            model(example_input(model))
+            output = model(example_input(model))
+        if not bool(output.isfinite().all()):
+            raise HalfbyteError("its outputs are not finite")
     except HalfbyteError as error:
         raise HalfbyteError(f"cannot load {folder}: {error}") from None
     except Exception as error:  # an edited file can make any part of a model raise anything
@@ -293,8 +296,8 @@ def _fill_site(module: SiteModule, entry: dict[str, Any], tensors: dict[str, Ten
         assert module.weight is not None
         shape, bits = tuple(module.weight.shape), module.quantizer("weight").bits
         stream = tensors.pop(f"{name}.weight_codes")
-        if stream.dtype != torch.uint8 or stream.numel() != packed_size(int(np.prod(shape)), bits):
-            raise ValueError(f"{name}: {stream.numel()} bytes do not hold {shape} codes of {bits} bits")
+        if stream.dtype != torch.uint8 or stream.shape != (packed_size(int(np.prod(shape)), bits),):
+            raise ValueError(f"{name}: {stream.dtype} {list(stream.shape)} cannot hold {shape} codes of {bits} bits")
         module.weight_codes = torch.from_numpy(unpack(stream.numpy(), bits, shape))
         module.weight = None
 

@@ -169,7 +169,9 @@ def _print_evaluation(facts: dict[str, Any]) -> None:
 
 
 def _print_sites(facts: dict[str, Any]) -> None:
-    table = Table("site", "role", "activation bits", "weight bits", "MMACs", "bytes", "SQNR dB", title=facts["model"])
+    table = Table(title=facts["model"])
+    for heading in ("site", "role", "activation", "weight", "MMACs", "bytes", "SQNR dB"):
+        table.add_column(heading, no_wrap=True)
     for row in facts["sites"]:
         activations = "\n".join(row[key] for key in ("input", "left", "right") if row.get(key))
         weight = "" if "left" in row else row["weight"] or "float"

@@ -17,6 +17,7 @@ from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.packing import packed_size
+from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.recipe import BitPlan
 
 FLOAT_BITS = 32
@@ -52,9 +53,10 @@ def describe_sites(model: nn.Module, layout: Layout, known: list[dict[str, Any]]
 
 
 def granularity(quantizer: Quantizer) -> str:
-    """A quantizer in a few words: bits, kind, and what has its own scale."""
-    axis = getattr(quantizer, "axis", None)
-    return f"{quantizer.bits} {quantizer.kind} {'per_tensor' if axis is None else 'per_channel'}"
+    """A quantizer in a few words: bits, the kind where it is not uniform, and what has its own scale."""
+    if not isinstance(quantizer, UniformQuantizer):
+        return f"{quantizer.bits} {quantizer.kind}"
+    return f"{quantizer.bits} {'per_tensor' if quantizer.axis is None else 'per_channel'}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

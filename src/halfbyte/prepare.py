@@ -122,7 +122,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     old = model.get_submodule(path)
     module.train(model.training)
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, name, module)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -59,7 +60,22 @@ def test_an_unknown_tag_is_told_with_the_nearest(refused):
     refused("'resnet18'", "no tag 'tv_in2k'", "resnet18.tv_in1k", model="resnet18.tv_in2k")
 
 
-def test_a_hub_out_of_reach_ends_at_once_with_the_remedy(tmp_path):
+def test_a_hub_out_of_reach_ends_at_once_with_the_remedy(refused, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    start = time.monotonic()
+    refused("resnet18.tv_in1k", "give --weights FILE (.safetensors or .pth)", model="resnet18")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.slow
+def test_as_a_process_a_hub_behind_a_dead_proxy_ends_with_the_remedy(tmp_path):
     closed = "http://127.0.0.1:9"
     environment = {
         **os.environ, "HF_HOME": str(tmp_path / "hub"), "HTTPS_PROXY": closed, "HTTP_PROXY": closed,
@@ -172,14 +188,14 @@ def test_one_corrupt_image_in_two_hundred_is_skipped_named_and_counted(quantize,
 def test_a_corrupt_image_whose_name_is_no_text_is_skipped_too(quantize, pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "images")
     try:
-        os.rename(folder / "class7" / "05.png", os.fsencode(folder / "class7") + b"/\xff[/x].png")
+        os.rename(folder / "class7" / "05.png", os.fsencode(folder / "class7") + b"/\xff[b].png")
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
-    (folder / "class7" / "\udcff[/x].png").write_bytes(b"")
-    outcome = quantize("--val", folder)
+    (folder / "class7" / "\udcff[b].png").write_bytes(b"")
+    outcome = quantize("--val", folder, "--out", tmp_path / "\udcfe")
     assert outcome.code == 0, outcome.err
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["skipped_images"]["evaluation"] == ["class7/\udcff[/x].png"]
+    metrics = json.loads((tmp_path / "\udcfe" / "metrics.json").read_text())
+    assert metrics["skipped_images"]["evaluation"] == ["class7/\udcff[b].png"]
 
 
 def test_classes_that_do_not_fit_the_head_are_told(refused, pictures, tmp_path):
@@ -232,7 +248,8 @@ def _resnet20() -> dict[str, torch.Tensor]:
         (("--seed", "-1"), ("--seed", "at least 0")),
         (("--seed", str(2**64)), ("--seed", "at most")),
         (("--device", "tpu"), ("--device", "auto, cpu or cuda", "'tpu'")),
-        (("--crop-pct", "0"), ("--crop-pct", "above 0")),
+        (("--crop-pct", "0"), ("--crop-pct", "from 0.05 to 1")),
+        (("--crop-pct", "1e-6"), ("--crop-pct", "from 0.05 to 1")),
         (("--crop-pct", "nan"), ("--crop-pct",)),
         (("--interpolation", "bicubik"), ("--interpolation", "bicubik", "bicubic")),
         (("--recipe", "repqq"), ("'repqq'", "did you mean repq")),

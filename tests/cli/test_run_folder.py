@@ -206,13 +206,13 @@ def test_any_part_missing_in_the_results_is_told(quantize, out, finished_run):
     whole = json.loads((out / "metrics.json").read_text())
     wrong = 0
     for key in whole:
-        for value in (None, "x", [], {}, -1, True):
+        for value in (None, "x", {}):
             (out / "metrics.json").write_text(json.dumps({**whole, key: value}))
             again = quantize("--resume")
             if again.code:
                 again.refused("damaged", "--force")
                 wrong += 1
-    assert wrong > 40
+    assert wrong > 20
 
 
 # Unfinished runs
@@ -264,9 +264,9 @@ def test_a_model_that_was_rewritten_goes_on(quantize, out, two_steps, stopped_af
 
 def test_a_run_killed_in_its_second_step_goes_on(quantize, out, tmp_path):
     # Enough images in the second step that it is still at work when the first one's line is seen.
-    text = TWO_STEPS.replace("repq: {images: 16}", "minmax: {images: 1000}")
+    text = TWO_STEPS.replace("repq: {images: 16}", "minmax: {images: 600}")
     (tmp_path / "two.yaml").write_text(text)
-    options = ("--recipe", tmp_path / "two.yaml", "--calib-images", 1000)
+    options = ("--recipe", tmp_path / "two.yaml", "--calib-images", 600)
     command = ["fashion_resnet", *map(str, options), "--limit", "16", "--workers", "0", "--out", str(out)]
     process = subprocess.Popen([sys.executable, "-m", "halfbyte", "quantize", *command], stderr=subprocess.DEVNULL)
     try:
@@ -315,9 +315,13 @@ def test_force_replaces_a_run_and_leaves_other_files(quantize, out, finished_run
     assert _bytes(out) != _bytes(finished_run)
 
 
-def test_force_does_not_continue_from_another_runs_state(quantize, out, stopped_run, finished_run, tmp_path):
+def test_force_never_continues_from_another_runs_state(quantize, out, stopped_run, finished_run, tmp_path, monkeypatch):
     shutil.copytree(stopped_run, out)
-    assert quantize("--seed", 5, "--force").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "resolve", _interrupt)
+        assert quantize("--seed", 5, "--force").code == 130
+    assert quantize("--seed", 5, "--resume").code == 0
+    assert _events(out) == ["start", "percentile", "finished"]
     assert quantize("--seed", 5, "--out", tmp_path / "other").code == 0
     assert _bytes(out) == _bytes(tmp_path / "other")
     assert _bytes(out) != _bytes(finished_run)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 # Importing the families enters their handlers.
-from halfbyte.families import resnet, swin, vit  # noqa: F401
+from halfbyte.families import positions, resnet, swin, vit  # noqa: F401
 from halfbyte.families.arithmetic import is_convolution, is_linear
 from halfbyte.families.generic import block_of, role_of
 from halfbyte.families.layout import Layout, Site
@@ -28,7 +28,7 @@ def describe(model: nn.Module) -> Layout:
     stems, heads = _ends(model)
     sites: list[Site] = []
     for path, module in model.named_modules():
-        if is_linear(module) or is_convolution(module):
+        if (is_linear(module) or is_convolution(module)) and not sketch.is_constant(path):
             role = "stem" if path in stems else "head" if path in heads else None
             sites.append(_site(path, role or sketch.roles.get(path) or role_of(path, module), sketch))
         if path in sketch.adapters:

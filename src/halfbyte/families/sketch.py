@@ -12,7 +12,7 @@ from halfbyte.families.layout import Adapter
 
 @dataclass
 class Sketch:
-    """Collects blocks, roles, links and adapters by module path."""
+    """Collects blocks, roles, links and adapters by module path, and the modules that no image reaches."""
 
     model: nn.Module
     blocks: set[str] = field(default_factory=set)
@@ -20,6 +20,12 @@ class Sketch:
     norms: dict[str, str] = field(default_factory=dict)
     activations: dict[str, str] = field(default_factory=dict)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
+
+    def is_constant(self, path: str) -> bool:
+        """Whether `path` is, or lies in, a module that computes the same for every image."""
+        parts = path.split(".")
+        return any(".".join(parts[:end]) in self.constants for end in range(1, len(parts) + 1))
 
     def norm_feeds(self, block: str, norm: str, sites: Iterable[str]) -> None:
         """Say that the output of `norm` is the input of those of `sites` that exist, and of nothing else."""

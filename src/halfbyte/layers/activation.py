@@ -65,3 +65,8 @@ class ExactElementwise(Stateful):
 def exact_softmax(x: Tensor, state: str) -> Tensor:
     """Softmax over the last dimension; in the state `quantized` in float64, rounded once to float32."""
     return x.double().softmax(-1).float() if state == "quantized" else x.softmax(-1)
+
+
+def exact_sigmoid(x: Tensor, state: str) -> Tensor:
+    """The logistic function; in the state `quantized` in float64, rounded once to float32."""
+    return x.double().sigmoid().float() if state == "quantized" else x.sigmoid()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from halfbyte.layers.activation import exact_softmax
+from halfbyte.layers.activation import exact_sigmoid, exact_softmax
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.matmul import QuantMatMul
 from halfbyte.layers.site import Stateful
@@ -91,7 +91,7 @@ class ViTAttention(AttentionAdapter):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        gate = self.gate(x).sigmoid() if getattr(self, "gate", None) is not None else None
+        gate = exact_sigmoid(self.gate(x), self.state) if getattr(self, "gate", None) is not None else None
         q, k, v = self._projected(x)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

@@ -21,6 +21,8 @@ EMBEDDED = "embedded"
 HUB = "hub"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 IMAGENET_CLASSES = 1000
+# A picture is resized to the model's size divided by this share: below, to hundreds of megapixels and more.
+LEAST_CROP_PCT = 0.05
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def _with_weights(name: ModelName, path: Path) -> tuple[nn.Module, str]:
 
 def checked_preprocessing(crop_pct: float | None, interpolation: str | None) -> dict[str, Any]:
     """Both settings by name; raises `HalfbyteError` for one with which no image can be prepared."""
-    if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
-        raise HalfbyteError(f"--crop-pct {crop_pct}: must be above 0 and at most 1")
+    if crop_pct is not None and not LEAST_CROP_PCT <= crop_pct <= 1.0:
+        raise HalfbyteError(f"--crop-pct {crop_pct}: must be from {LEAST_CROP_PCT} to 1")
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         raise HalfbyteError(
             f"--interpolation {interpolation!r} is unknown{did_you_mean(interpolation, INTERPOLATIONS)}"
