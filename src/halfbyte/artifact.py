@@ -7,51 +7,39 @@ conventions) and `quantization.json` (format, edits, the quantizer of every oper
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from halfbyte.artifact_files import (
+    CONFIG,
+    FORMAT,
+    QUANTIZATION,
+    TENSORS,
+    VERSION,
+    facts_sha256,
+    json_bytes,
+    read_facts,
+    read_tensors,
+    write_files,
+)  # fmt: skip
 from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
-from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import checked_preprocessing, create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, site_module
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
 
-FORMAT, VERSION = "halfbyte", 1
-TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
-FILES = (TENSORS, CONFIG, QUANTIZATION)
-
-_FACTS = {
-    "source": {"name": str, "architecture": str, "tag": nullable(str), "weights": nullable(str),
-               "sha256": nullable(str)},
-    "preprocessing": {"input_size": [whole(1)], "interpolation": str, "mean": [number], "std": [number],
-                      "crop_pct": number, "crop_mode": str},
-    "recipe": optional({"name": str}),
-    "edits": [{"name": str, "arguments": dict}],
-    "sites": [{"name": str, "role": str, "quantizers": dict, "sqnr_db": optional(number)}],
-    "coverage": optional({"quantized_macs_percent": number,
-                          "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
-    "batch_size": optional(whole(1)), "tensors_sha256": str,
-}  # fmt: skip
-_CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
-
 # Tables of this size or more (position embeddings, relative position biases) are stored as float16.
 HALF_PRECISION_FROM = 4096
-MAX_JSON_BYTES = 2**26
 CROP_MODES = ("center", "squash", "border")
 _NOT_STORED = "num_batches_tracked"
 
@@ -111,27 +99,9 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     quantization = {**facts, "format": FORMAT, "version": VERSION, "sites": merged,
                     "tensors_sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
     config = _timm_config(model, facts)
-    quantization["facts_sha256"] = _facts_sha256(quantization, config)
-    write_files(folder, {TENSORS: blob, CONFIG: _json(config), QUANTIZATION: _json(quantization)})
+    quantization["facts_sha256"] = facts_sha256(quantization, config)
+    write_files(folder, {TENSORS: blob, CONFIG: json_bytes(config), QUANTIZATION: json_bytes(quantization)})
     return len(blob)
-
-
-def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write all files beside their places, then rename them; on failure remove the parts and raise `HalfbyteError`."""
-    parts = {folder / f"{name}.part": folder / name for name in contents}
-    try:
-        for part, content in zip(parts, contents.values(), strict=True):
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for part, place in parts.items():
-            os.replace(part, place)
-    except OSError as error:
-        for part in parts:
-            part.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise HalfbyteError(f"cannot write to {folder}: {reason}; free some space or choose another --out") from None
 
 
 @torch.inference_mode(False)  # what is made in it can never be trained, nor tell whether it changed
@@ -141,18 +111,8 @@ def load_artifact(folder: str | Path) -> Artifact:
     Raises `HalfbyteError` for a folder that is no artifact, and for one that is damaged in any way.
     """
     folder = Path(folder)
-    facts, config = _read_json(folder, QUANTIZATION), _read_json(folder, CONFIG)
-    version = facts.get("version")
-    if facts.get("format") != FORMAT or not whole(1)(version):
-        raise HalfbyteError(f"{folder / QUANTIZATION} is not of the format {FORMAT!r}")
-    if facts["version"] > VERSION:
-        raise HalfbyteError(f"{folder} was written by a newer halfbyte (format {version}); upgrade halfbyte")
-    wrong = misfit(facts, _FACTS, QUANTIZATION) or misfit(config, _CONFIG, CONFIG)
-    if wrong is not None:
-        raise HalfbyteError(f"{folder} is damaged: {wrong} is missing or wrong")
-    if facts.get("facts_sha256") != _facts_sha256(facts, config):
-        raise HalfbyteError(f"{folder} is damaged: {QUANTIZATION} or {CONFIG} was changed since it was written")
-    tensors = _read_tensors(folder, facts["tensors_sha256"])
+    facts, config = read_facts(folder)
+    tensors = read_tensors(folder, facts["tensors_sha256"])
     try:
         source = facts["source"]
         model = create_architecture(source["architecture"], source["tag"])
@@ -193,12 +153,6 @@ def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]
     checked_preprocessing(images["crop_pct"], images["interpolation"])
 
 
-def _facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:
-    """Of all that the two JSON files say; the tensors are covered by the sha256 among the facts."""
-    said = [{key: value for key, value in facts.items() if key != "facts_sha256"}, config]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
 def _leftovers(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers that are neither a site's weight nor a quantizer's."""
     owned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, WeightedSite)}
@@ -236,47 +190,6 @@ def _timm_config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _classes(model: nn.Module) -> int:
     return int(cast(int, model.num_classes))
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    # No newline at the end: then every truncation leaves something that is not JSON.
-    return json.dumps(value, indent=1, sort_keys=True).encode()
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(folder / name, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
-    except NotADirectoryError:
-        raise HalfbyteError(f"{folder} is not an artifact but a file; give the folder that holds {name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise HalfbyteError(f"{folder / name} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise HalfbyteError(f"{folder / name} is damaged: not a JSON object")
-    return value
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"more than {limit} bytes")
-    return content
-
-
-def _read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
-    path = folder / TENSORS
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise HalfbyteError(f"cannot read {path}: {error.strerror}") from None
-    if hashlib.sha256(blob).hexdigest() != sha256:
-        raise HalfbyteError(f"{path} is damaged or incomplete: its sha256 is not the one in {QUANTIZATION}")
-    try:
-        return load_tensors(blob)
-    except (SafetensorError, ValueError) as error:
-        raise HalfbyteError(f"{path} is damaged: {error}") from None
 
 
 def _fill_site(module: SiteModule, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from halfbyte.artifact import write_files
+from halfbyte.artifact_files import write_files
 from halfbyte.errors import HalfbyteError
 from halfbyte.form import misfit, nullable, number, whole
 from halfbyte.session import remove_state

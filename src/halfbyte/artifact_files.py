@@ -1,0 +1,118 @@
+"""The three files of an artifact: their names, their form, their checksums; written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.form import misfit, nullable, number, optional, whole
+
+FORMAT, VERSION = "halfbyte", 1
+TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
+FILES = (TENSORS, CONFIG, QUANTIZATION)
+
+_FACTS = {
+    "source": {"name": str, "architecture": str, "tag": nullable(str), "weights": nullable(str),
+               "sha256": nullable(str)},
+    "preprocessing": {"input_size": [whole(1)], "interpolation": str, "mean": [number], "std": [number],
+                      "crop_pct": number, "crop_mode": str},
+    "recipe": optional({"name": str}),
+    "edits": [{"name": str, "arguments": dict}],
+    "sites": [{"name": str, "role": str, "quantizers": dict, "sqnr_db": optional(number)}],
+    "coverage": optional({"quantized_macs_percent": number,
+                          "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
+    "batch_size": optional(whole(1)), "tensors_sha256": str,
+}  # fmt: skip
+_CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
+MAX_JSON_BYTES = 2**26
+
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write all files beside their places, then rename them; on failure remove the parts and raise `HalfbyteError`."""
+    parts = {folder / f"{name}.part": folder / name for name in contents}
+    try:
+        for part, content in zip(parts, contents.values(), strict=True):
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for part, place in parts.items():
+            os.replace(part, place)
+    except OSError as error:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise HalfbyteError(f"cannot write to {folder}: {reason}; free some space or choose another --out") from None
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON file's content, the same for the same facts."""
+    # No newline at the end: then every truncation leaves something that is not JSON.
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(folder / name, MAX_JSON_BYTES))
+    except FileNotFoundError:
+        raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
+    except NotADirectoryError:
+        raise HalfbyteError(f"{folder} is not an artifact but a file; give the folder that holds {name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise HalfbyteError(f"{folder / name} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise HalfbyteError(f"{folder / name} is damaged: not a JSON object")
+    return value
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return content
+
+
+def read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors by name; raises `HalfbyteError` where the file is damaged or not the one of that sha256."""
+    path = folder / TENSORS
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise HalfbyteError(f"cannot read {path}: {error.strerror}") from None
+    if hashlib.sha256(blob).hexdigest() != sha256:
+        raise HalfbyteError(f"{path} is damaged or incomplete: its sha256 is not the one in {QUANTIZATION}")
+    try:
+        return load_tensors(blob)
+    except (SafetensorError, ValueError) as error:
+        raise HalfbyteError(f"{path} is damaged: {error}") from None
+
+
+def facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:
+    """Of all that the two JSON files say; the tensors are covered by the sha256 among the facts."""
+    said = [{key: value for key, value in facts.items() if key != "facts_sha256"}, config]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def read_facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """quantization.json and config.json, checked; raises `HalfbyteError` where they are damaged or not ours."""
+    facts, config = _read_json(folder, QUANTIZATION), _read_json(folder, CONFIG)
+    version = facts.get("version")
+    if facts.get("format") != FORMAT or not whole(1)(version):
+        raise HalfbyteError(f"{folder / QUANTIZATION} is not of the format {FORMAT!r}")
+    if facts["version"] > VERSION:
+        raise HalfbyteError(f"{folder} was written by a newer halfbyte (format {version}); upgrade halfbyte")
+    wrong = misfit(facts, _FACTS, QUANTIZATION) or misfit(config, _CONFIG, CONFIG)
+    if wrong is not None:
+        raise HalfbyteError(f"{folder} is damaged: {wrong} is missing or wrong")
+    if facts.get("facts_sha256") != facts_sha256(facts, config):
+        raise HalfbyteError(f"{folder} is damaged: {QUANTIZATION} or {CONFIG} was changed since it was written")
+    return facts, config
