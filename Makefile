@@ -23,8 +23,8 @@ lint: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --retries 15 --upgrade pip
+	$(BIN)/python -m pip install --quiet --retries 15 --editable '.[dev]'
 	touch $@
 
 clean:
