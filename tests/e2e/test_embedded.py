@@ -1,6 +1,5 @@
 """The main job from start to end on the embedded models, at every width."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,8 @@ def test_more_bits_are_better(tmp_path: Path) -> None:
             calib_images=32,
         )
         kl.append(result.metrics["quantized"]["kl"])
-    # Stem and head keep 8 bits, so the last steps gain little; none may lose more than chance.
-    assert all(more < 1.2 * fewer for fewer, more in pairwise(kl))
+    # One bit more may lose by chance where little is left to gain (stem and head keep 8); two bits more may not.
+    assert all(more < fewer for fewer, more in zip(kl, kl[2:], strict=False))
     assert kl[-1] < kl[0] / 100
 
 
