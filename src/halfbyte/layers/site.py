@@ -87,7 +87,7 @@ class WeightedSite(SiteModule):
         weight_quantizer, input_quantizer = self.quantizer("weight"), self.quantizer("input")
         source = self.weight_codes if self.weight_codes is not None else self.weight
         parts = (source, *weight_quantizer.buffers(), *input_quantizer.buffers())
-        key = tuple(part for tensor in parts if tensor is not None for part in (id(tensor), tensor._version))
+        key = tuple(part for tensor in parts if tensor is not None for part in (id(tensor), _version(tensor)))
         if self._integer is None or self._integer[0] != key:
             centred = weight_quantizer.centre(self.codes())
             largest_sum = float(centred.double().abs().flatten(1).sum(1).max()) * input_quantizer.largest
@@ -98,6 +98,11 @@ class WeightedSite(SiteModule):
             self._integer = (key, centred, factors.float().expand(len(centred)), largest_sum)
             self._keyed = parts
         return self._integer[1], self._integer[2]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; those made in inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def exact_dtype(largest_sum: float, whole_numbers: bool = True) -> torch.dtype:
