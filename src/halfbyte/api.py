@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from halfbyte.artifact import Artifact, load_artifact
+from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
 from halfbyte.distributed import world
 from halfbyte.errors import HalfbyteError
@@ -29,7 +30,7 @@ from halfbyte.inputs import (
     validation_images,
 )
 from halfbyte.models.builtin import DEFAULT_MODEL
-from halfbyte.models.load import checked_preprocessing, create_architecture, load_model
+from halfbyte.models.load import EMBEDDED, checked_preprocessing, create_architecture, load_model
 from halfbyte.models.names import resolve as resolve_name
 from halfbyte.outcome import accuracy, finish, weights_facts
 from halfbyte.prepare import prepare
@@ -181,12 +182,13 @@ def _artifact(target: str) -> Artifact | None:
 
 
 def _folder(options: Options, recipe: Recipe) -> RunFolder:
-    model = options.model or DEFAULT_MODEL
+    model = options.model or (DEFAULT_MODEL if options.start is None else options.start.name)
     name = f"{model}-{recipe.name}-w{recipe.bits.weight}a{recipe.bits.activation}"
     # A recipe's name is free text; as a folder it must not lead out of runs/.
     default = Path("runs") / re.sub(r"[^\w.-]+", "_", name)
     settings = {
         "model": model, "weights": options.weights and str(options.weights), "recipe": recipe.as_dict(),
+        "from": options.start and str(options.start),
         "calib": options.calib and str(options.calib), "val": options.val and str(options.val),
         "calib_images": options.calib_images, "limit": options.limit, "seed": options.seed,
         "crop_pct": options.crop_pct, "interpolation": options.interpolation, "batch_size": options.batch_size,
@@ -203,20 +205,19 @@ def _session(inputs: Inputs, options: Options, progress: Progress) -> Session:
         layout = prepare(model, describe(model), inputs.recipe.bits)
     except HalfbyteError as error:
         raise HalfbyteError(f"{inputs.recipe.source}: {error}") from None
-    return Session(
+    session = Session(
         model.to(inputs.device), teacher.to(inputs.device), layout, inputs.recipe, inputs.calibration, inputs.device,
         generator, progress, options.batch_size, options.workers,
     )  # fmt: skip
+    if options.start is not None:
+        adopt(session, options.start)
+    return session
 
 
 def _teacher(artifact: Artifact, weights: Path | None) -> nn.Module | None:
     source = artifact.facts["source"]
-    if weights is None and source["weights"] != "embedded":
+    if weights is None and source["weights"] != EMBEDDED:
         return None
-    name = source["architecture"] if source["tag"] is None or source["weights"] == "embedded" else source["name"]
-    loaded = load_model(name, weights)
-    if loaded.source.sha256 != source["sha256"]:
-        raise HalfbyteError(
-            f"--weights {weights} are not the weights from which the artifact was made (sha256 differs)"
-        )
+    loaded = load_model(source_name(source), weights)
+    check_weights(source, loaded.source.sha256, f"--weights {weights}")
     return loaded.model

@@ -41,6 +41,8 @@ from halfbyte.quantizers.packing import pack, packed_size, unpack
 # Tables of this size or more (position embeddings, relative position biases) are stored as float16.
 HALF_PRECISION_FROM = 4096
 CROP_MODES = ("center", "squash", "border")
+# The trained weights must give the rescaled ones again.
+_EXACT = ".folded_scale"
 _NOT_STORED = "num_batches_tracked"
 
 
@@ -57,18 +59,19 @@ class Artifact:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def stored_dtype(tensor: Tensor) -> torch.dtype:
+def stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
     """The type in which a float leftover is kept: float16 for large tables that fit it, else float32."""
-    half = tensor.numel() >= HALF_PRECISION_FROM and bool((tensor.abs() < torch.finfo(torch.float16).max).all())
+    large = tensor.numel() >= HALF_PRECISION_FROM and not name.endswith(_EXACT)
+    half = large and bool((tensor.abs() < torch.finfo(torch.float16).max).all())
     return torch.float16 if half else torch.float32
 
 
 def round_leftovers(model: nn.Module) -> None:
     """Round every float that the artifact keeps to the type in which it keeps it, before anything is evaluated."""
     with torch.no_grad():
-        for tensor in _leftovers(model).values():
+        for name, tensor in named_leftovers(model).items():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(stored_dtype(tensor)))
+                tensor.copy_(tensor.to(stored_dtype(name, tensor)))
 
 
 def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[str, Any]) -> int:
@@ -88,8 +91,8 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
             tensors[f"{site.name}.weight_codes"] = torch.from_numpy(stream)
         specs = {operand: module.quantizer(operand).spec() for operand in site.operands}
         sites.append({"name": site.name, "role": site.role, "quantizers": specs})
-    for name, tensor in _leftovers(model).items():
-        kept = tensor.to(stored_dtype(tensor)) if tensor.is_floating_point() else tensor
+    for name, tensor in named_leftovers(model).items():
+        kept = tensor.to(stored_dtype(name, tensor)) if tensor.is_floating_point() else tensor
         tensors[name] = kept.detach().cpu().clone().contiguous()
     for name, tensor in _quantizer_tensors(model, layout).items():
         tensors[name] = tensor.detach().cpu().clone().contiguous()
@@ -153,7 +156,7 @@ def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]
     checked_preprocessing(images["crop_pct"], images["interpolation"])
 
 
-def _leftovers(model: nn.Module) -> dict[str, Tensor]:
+def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers that are neither a site's weight nor a quantizer's."""
     owned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, WeightedSite)}
     return {
@@ -234,7 +237,7 @@ def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
 
 def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, place in _leftovers(model).items():
+        for name, place in named_leftovers(model).items():
             tensor = tensors.pop(name)
             if tensor.shape != place.shape:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(place.shape)}")

@@ -36,6 +36,7 @@ def quantize(
     model: Annotated[str | None, typer.Argument(help="A timm name, with or without tag, a short name of the papers,"
                      " or an embedded model.", show_default="fashion_vit")] = None,
     weights: Weights = None,
+    start: Annotated[Path | None, typer.Option("--from", help="Go on from this artifact.")] = None,
     calib: Annotated[Path | None, typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
     val: Images = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name or file; `halfbyte recipes` lists them.")] = "repq",
@@ -62,7 +63,7 @@ def quantize(
     _writable(json_file)
     options = Options(
         model, weights, calib, val, recipe, w_bits, a_bits, tuple(set_ or ()), calib_images, limit, batch_size, device,
-        crop_pct, interpolation, workers, seed, out, resume, force,
+        crop_pct, interpolation, workers, seed, start, out, resume, force,
     )  # fmt: skip
     result = api.quantize(options)
     _print_run(result.metrics, result.folder)

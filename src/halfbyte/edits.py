@@ -59,3 +59,14 @@ def add_norm_affine(model: nn.Module, norm: str) -> None:
         if getattr(module, name) is None:
             delattr(module, name)
             setattr(module, name, nn.Parameter(torch.full((channels,), fill, device=device)))
+
+
+@EDITS.register("track_scale")
+def track_scale(model: nn.Module, site: str) -> None:
+    """Let a site remember what its weight's input channels were multiplied by (`WeightedSite.folded_scale` `[I]`)."""
+    module = site_module(model, site)
+    if not isinstance(module, WeightedSite):
+        raise HalfbyteError(f"the site {site} has no weight to be rescaled")
+    if module.folded_scale is None:
+        weight = module.float_weight()
+        module.folded_scale = torch.ones(weight.shape[1], device=weight.device)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from halfbyte.continuation import artifact_plan, artifact_source, check_weights, source_name
 from halfbyte.data.images import ImageSet, calibration_subset, limit, open_images
 from halfbyte.errors import HalfbyteError
 from halfbyte.models.builtin import BUILTIN_MODELS
 from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe, load_recipe
-from halfbyte.steps.catalog import with_defaults
+from halfbyte.steps.catalog import resolve, with_defaults
 
 DEFAULT_RECIPE = "repq"
 DEFAULT_CALIBRATION_IMAGES = 1024
@@ -24,7 +25,10 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Options:
-    """What `quantize` is asked for; the fields are the options of the command (DESIGN: contracts)."""
+    """What `quantize` is asked for; the fields are the options of the command (DESIGN: contracts).
+
+    `start` is `--from`: the artifact with whose quantizers and edits the run begins.
+    """
 
     model: str | None = None
     weights: Path | None = None
@@ -42,12 +46,13 @@ class Options:
     interpolation: str | None = None
     workers: int = 2
     seed: int = 0
+    start: Path | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("weights", "calib", "val", "out"):
+        for name in ("weights", "calib", "val", "out", "start"):
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, Path(given))
 
@@ -66,10 +71,33 @@ class Inputs:
 
 def resolved_recipe(options: Options) -> Recipe:
     """The recipe of the options with their bit widths and parameters, every default written out."""
-    recipe = load_recipe(options.recipe).with_bits(options.w_bits, options.a_bits)
+    recipe = load_recipe(options.recipe)
+    if options.start is None:
+        recipe = recipe.with_bits(options.w_bits, options.a_bits)
+    else:
+        recipe = _from_artifact(recipe, options)
     for assignment in options.settings:
         recipe = recipe.with_parameter(assignment)
     return with_defaults(recipe)
+
+
+def _from_artifact(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe with the bit widths of the artifact from which the run starts: its quantizers have them already."""
+    assert options.start is not None
+    for name, given in (("--w-bits", options.w_bits), ("--a-bits", options.a_bits)):
+        if given is not None:
+            raise HalfbyteError(f"{name}: the widths come from --from {options.start}; leave {name} out")
+    calibrating = [name for name, step in resolve(recipe) if step.calibrates]
+    if calibrating:
+        raise HalfbyteError(
+            f"{recipe.source}: {calibrating[0]} calibrates from scratch, but --from {options.start} is calibrated; "
+            "choose a recipe of later steps, or leave --from out"
+        )
+    plan, paper_exact = artifact_plan(options.start)
+    if paper_exact != recipe.paper_exact:
+        which = "is" if paper_exact else "is not"
+        raise HalfbyteError(f"--from {options.start} {which} paper_exact, {recipe.source} differs; use a recipe alike")
+    return replace(recipe, bits=plan)
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,7 +122,7 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
     if options.seed > MAX_SEED:
         raise HalfbyteError(f"--seed must be at most {MAX_SEED}, not {options.seed}")
     device = pick_device(options.device)
-    loaded = load_model(options.model, options.weights, crop_pct=options.crop_pct, interpolation=options.interpolation)
+    loaded = _load(options)
     if loaded.source.note:
         progress.say(f"{loaded.source.architecture}.{loaded.source.tag}: {loaded.source.note}")
     source, config = loaded.source.as_dict(), loaded.data_config
@@ -108,6 +136,22 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
     validation = validation_images(options.val, source, config, loaded.model, options.limit, options.workers, progress)
     skipped = {"calibration": pool.skipped, "evaluation": [] if validation is None else validation.skipped}
     return Inputs(loaded, recipe, calibration, validation, device, skipped)
+
+
+def _load(options: Options) -> LoadedModel:
+    if options.start is None:
+        return load_model(
+            options.model, options.weights, crop_pct=options.crop_pct, interpolation=options.interpolation
+        )
+    source, images = artifact_source(options.start)
+    loaded = load_model(
+        options.model or source_name(source), options.weights,
+        crop_pct=options.crop_pct or images["crop_pct"], interpolation=options.interpolation or images["interpolation"],
+    )  # fmt: skip
+    if loaded.source.architecture != source["architecture"]:
+        raise HalfbyteError(f"--from {options.start} is a {source['architecture']}, not a {loaded.source.architecture}")
+    check_weights(source, loaded.source.sha256, f"--weights {options.weights}")
+    return loaded
 
 
 def _check_steps(recipe: Recipe, count: int) -> None:

@@ -156,7 +156,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
     steps = plain["steps"]
     if not isinstance(steps, list) or not steps:
         raise HalfbyteError(f"{source}: steps must be a list of at least one step")
-    bits = _bit_plan(plain.get("bits", {}), source)
+    bits = bit_plan(plain.get("bits", {}), source)
     return Recipe(plain["name"], bits, tuple(_step(step, source) for step in steps), paper_exact, source)
 
 
@@ -208,7 +208,8 @@ def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return value
 
 
-def _bit_plan(value: Any, source: str) -> BitPlan:
+def bit_plan(value: Any, source: str) -> BitPlan:
+    """The bit widths as a recipe writes them, checked; `source` is what messages quote."""
     where = f"{source}: bits"
     plain = _mapping(value, where, (*OPERANDS, "roles", "sites"))
     defaults = {operand: check_bits(plain[operand], f"{where}.{operand}") for operand in OPERANDS if operand in plain}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +36,12 @@ class StepReport:
 
 
 class Step(Protocol):
-    """A method: a frozen dataclass of parameters with a `run`."""
+    """A method: a frozen dataclass of parameters with a `run`.
+
+    `calibrates`: it chooses the quantizers' parameters from scratch, so it cannot follow `--from`.
+    """
+
+    calibrates: ClassVar[bool]
 
     def run(self, session: Session) -> dict[str, Any]:
         """Change the session's model; returns figures worth keeping."""
@@ -123,7 +128,7 @@ class Session:
                 raise HalfbyteError(
                     f"{folder} holds a run of another recipe; repeat its command, or start with --force"
                 )
-            for plain in facts["edits"]:
+            for plain in facts["edits"][len(self.edits) :]:  # a run that started from an artifact has its edits
                 self.edit(plain["name"], **plain["arguments"])
             self.generator.set_state(tensors.pop("__generator__"))
             for name, specs in facts["quantizers"].items():

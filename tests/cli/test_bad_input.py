@@ -524,13 +524,16 @@ def test_an_error_of_the_program_keeps_its_traceback(halfbyte, monkeypatch):
         halfbyte("inspect", "fashion_resnet")
 
 
-def test_an_interrupted_command_says_how_to_go_on(quantize, halfbyte, monkeypatch):
+def test_an_interrupted_command_says_how_to_go_on(quantize, halfbyte, monkeypatch, request):
     def interrupt(*_, **__):
         signal.raise_signal(signal.SIGINT)
         time.sleep(1)
 
     monkeypatch.setattr(api, "read_inputs", interrupt)
     monkeypatch.setattr(api, "inspect_model", interrupt)
+    # A shell starts what it runs in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     outcome = quantize()
     assert (outcome.code, outcome.err) == (130, "halfbyte: interrupted; the same command with --resume continues\n")
     outcome = halfbyte("inspect", "fashion_resnet")

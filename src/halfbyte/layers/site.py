@@ -54,19 +54,35 @@ class SiteModule(Stateful):
 
 
 class WeightedSite(SiteModule):
-    """A Site with a stored weight `[O, ...]`, quantized once and kept as codes."""
+    """A Site with a stored weight `[O, ...]`, quantized once and kept as codes.
+
+    `folded_scale` `[I]` is what the trained weight's input channels were multiplied by, where a step rescaled them.
+    """
 
     operands: ClassVar[tuple[str, str]] = ("input", "weight")
     weight: Tensor | None
     bias: Tensor | None
     weight_codes: Tensor | None
+    folded_scale: Tensor | None
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
         self.register_buffer("weight_codes", None)
+        self.register_buffer("folded_scale", None)
         self._integer: tuple[tuple[object, ...], Tensor, Tensor, float] | None = None
+
+    def set_quantizer(self, operand: str, quantizer: Quantizer) -> None:
+        super().set_quantizer(operand, quantizer)
+        if operand == "weight" and self.weight is not None:
+            self.weight_codes = None
+
+    def rescale_weight(self, scale: Tensor) -> None:
+        """Multiply the float weight's input channels by `scale` `[I]`, float32."""
+        assert self.weight is not None
+        per_channel = scale.double().view(-1, *[1] * (self.weight.ndim - 2))
+        self.weight.copy_(self.weight.double() * per_channel)
 
     def codes(self) -> Tensor:
         """The weight's codes, uint8, in the weight's shape: the stored ones, or those of the float weight."""

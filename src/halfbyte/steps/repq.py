@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class RepQ:
     images: calibration images, passed as one batch. percentiles: the upper quantiles tried for each range.
     """
 
+    calibrates: ClassVar[bool] = True
     images: int = 32
     percentiles: tuple[float, ...] = REPQ_PERCENTILES
 
@@ -81,6 +82,7 @@ class RepQ:
     def _reparameterize(self, session: Session, norm: str, sites: list[str], constant: Tensor) -> None:
         modules = [cast(WeightedSite, site_module(session.model, site)) for site in sites]
         for site, module in zip(sites, modules, strict=True):
+            session.edit("track_scale", site=site)
             if module.bias is None:
                 session.edit("add_bias", site=site)
         layer_norm = session.model.get_submodule(norm)
@@ -139,16 +141,18 @@ def reparameterize(
     target_zero_point = zero_point[counted].double().mean()
     if round_zero_point:
         target_zero_point = target_zero_point.round()
-    r1 = torch.where(varies, scale.double() / target_scale, 1.0)
+    # Rounded to the type in which the linears remember it, so that the trained weights give these again.
+    r1 = torch.where(varies, scale.double() / target_scale, 1.0).float().double()
     minimum = torch.where(varies, -scale.double() * zero_point, values.double())
     r2 = minimum / r1 + target_zero_point * target_scale
     weight.copy_(weight.double() / r1)
     bias.copy_(bias.double() / r1 - r2)
     for linear in linears:
-        matrix, offset = cast(Tensor, linear.weight), cast(Tensor, linear.bias)
-        scaled = matrix.double() * r1
-        matrix.copy_(scaled)
-        offset.copy_(offset.double() + scaled @ r2)
+        offset = cast(Tensor, linear.bias)
+        linear.rescale_weight(r1.float())
+        if linear.folded_scale is not None:
+            linear.folded_scale.mul_(r1.float())
+        offset.copy_(offset.double() + cast(Tensor, linear.weight).double() @ r2)
     return target_scale.float(), target_zero_point.float()
 
 

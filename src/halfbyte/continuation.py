@@ -1,0 +1,67 @@
+"""Going on from an artifact: its quantizers, edits and leftovers on the float weights from which it was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfbyte.artifact import load_artifact, named_leftovers
+from halfbyte.artifact_files import read_facts
+from halfbyte.errors import HalfbyteError
+from halfbyte.layers.site import WeightedSite
+from halfbyte.models.load import EMBEDDED
+from halfbyte.prepare import site_module
+from halfbyte.recipe import BitPlan, bit_plan
+from halfbyte.session import Session
+
+
+def artifact_plan(folder: Path) -> tuple[BitPlan, bool]:
+    """The bit widths with which an artifact was made, and whether it is `paper_exact`."""
+    facts, _ = read_facts(folder)
+    recipe = facts.get("recipe")
+    if recipe is None:
+        raise HalfbyteError(f"--from {folder}: the artifact does not say by which recipe it was made")
+    return bit_plan(recipe.get("bits"), f"--from {folder}"), bool(facts.get("paper_exact"))
+
+
+def artifact_source(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where an artifact's float model came from, and the preprocessing of its images."""
+    facts, _ = read_facts(folder)
+    return facts["source"], facts["preprocessing"]
+
+
+def source_name(source: dict[str, Any]) -> str:
+    """The name that loads the architecture of an artifact's source again, with the same preprocessing."""
+    plain = source["tag"] is None or source["weights"] == EMBEDDED
+    return str(source["architecture"] if plain else source["name"])
+
+
+def check_weights(source: dict[str, Any], sha256: str | None, what: str) -> None:
+    """Raise `HalfbyteError` unless the weights of that hash are those from which an artifact was made."""
+    if sha256 != source["sha256"]:
+        raise HalfbyteError(f"{what} are not the weights from which the artifact was made (sha256 differs)")
+
+
+@torch.no_grad()
+def adopt(session: Session, folder: Path) -> None:
+    """Bring a session's freshly prepared model to where the artifact in `folder` is.
+
+    The float weights are rescaled as the artifact's steps rescaled them; its integer codes stay until a step changes
+    the weight's quantizer.
+    """
+    artifact = load_artifact(folder)
+    for plain in artifact.facts["edits"]:
+        session.edit(plain["name"], **plain["arguments"])
+    kept = named_leftovers(artifact.model)
+    for name, tensor in named_leftovers(session.model).items():
+        tensor.copy_(kept[name])
+    for site in session.layout.sites:
+        module, source = site_module(session.model, site.name), site_module(artifact.model, site.name)
+        for operand in site.operands:
+            module.set_quantizer(operand, source.quantizer(operand).to(session.device))
+        if isinstance(module, WeightedSite) and isinstance(source, WeightedSite):
+            if module.folded_scale is not None:
+                module.rescale_weight(module.folded_scale)
+            module.weight_codes = source.codes().to(session.device)
