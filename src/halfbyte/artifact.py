@@ -231,8 +231,8 @@ def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
         kind = torch.int32 if buffer == "zero_point" and quantizer.exact_integers else torch.float32
         if tensor.dtype != kind or not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}: the {operand}'s {buffer} must be finite and {kind}")
-    if not bool((cast(Tensor, quantizer.scale) > 0).all()):
-        raise ValueError(f"{name}: the {operand}'s scale must be positive")
+        if buffer.endswith("scale") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name}: the {operand}'s {buffer} must be positive")
 
 
 def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -56,7 +56,8 @@ def granularity(quantizer: Quantizer) -> str:
     """A quantizer in a few words: bits, the kind where it is not uniform, and what has its own scale."""
     if not isinstance(quantizer, UniformQuantizer):
         return f"{quantizer.bits} {quantizer.kind}"
-    return f"{quantizer.bits} {'per_tensor' if quantizer.axis is None else 'per_channel'}"
+    shared = {None: "per_tensor", 1: "per_head"}.get(quantizer.axis, "per_channel")
+    return f"{quantizer.bits} {shared}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The command as a user gives it, without the seconds that a new process takes."""
+"""The command as a user gives it, without the seconds that a new process takes, and the folders it leaves."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfbyte import api
 from halfbyte.__main__ import main
+
+ARTIFACT = ("model.safetensors", "config.json", "quantization.json")
+CONTENTS = {"recipe.yaml", "metrics.json", "report.html", "log.jsonl", *ARTIFACT}
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,125 @@ def pictures(tmp_path_factory) -> Path:
         for number, picture in enumerate(group):
             Image.fromarray(picture).save(root / f"class{label}" / f"{number:02}.png")
     return root
+
+
+# What is refused
+
+
+@pytest.fixture
+def no_folder_left(tmp_path, monkeypatch):
+    """The test's commands run in an empty place and are to leave no run folder, wherever they would have put one."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    yield
+    assert list(place.iterdir()) == []
+
+
+@pytest.fixture
+def refused(quantize, tmp_path):
+    """Asserts that `quantize` with these options is refused with one line and makes no folder."""
+
+    def check(*parts: str, options: tuple[object, ...] = (), **keywords: str) -> str:
+        line = quantize(*options, **keywords).refused(*parts)
+        assert not (tmp_path / "out").exists()
+        return line
+
+    return check
+
+
+class Bomb:
+    """Pickles as a call that would make a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture
+def bomb(tmp_path) -> Bomb:
+    """What would make the folder `ran` if it were unpickled."""
+    return Bomb(tmp_path / "ran")
+
+
+# Run folders
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run folder as they are when they are asked for."""
+
+    folder: Path
+
+    @property
+    def artifact(self) -> dict[str, bytes]:
+        return self._bytes(ARTIFACT)
+
+    @property
+    def results(self) -> dict[str, bytes]:
+        """All that a finished run leaves but its log."""
+        return self._bytes(CONTENTS - {"log.jsonl"})
+
+    @property
+    def everything(self) -> dict[str, bytes]:
+        return self._bytes(sorted(path.name for path in self.folder.iterdir()))
+
+    @property
+    def events(self) -> list[str]:
+        entries = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
+        return [entry.get("step", entry["event"]) for entry in entries]
+
+    def _bytes(self, names: Iterable[str]) -> dict[str, bytes]:
+        return {name: (self.folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def read_run() -> Callable[[Path], Run]:
+    return Run
+
+
+@pytest.fixture
+def contents() -> set[str]:
+    """The names in the folder of a finished run."""
+    return CONTENTS
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where `quantize` writes."""
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A finished run of the command that the fixture `quantize` gives."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    api.quantize(_options(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tmp_path_factory) -> Path:
+    """The same, stopped before it was evaluated."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            api.quantize(_options(folder))
+    return folder
+
+
+def _options(folder: Path) -> api.Options:
+    return api.Options("fashion_resnet", recipe="percentile", calib_images=32, limit=16, workers=0, out=folder)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupt() -> Callable[..., None]:
+    """Put in a function's place, stops the run there as by Ctrl-C."""
+    return _interrupt

@@ -67,8 +67,9 @@ def test_deployable_log_codes_differ_only_in_the_last_code(name: str) -> None:
     above = (codes >= 0) & (codes < last)
     expected = torch.where(above, codes, last)
     # Within 0.4 % of a threshold, and nowhere else, a code may be the neighbour's.
-    ratio = torch.log2(x / quantizer.scale) * quantizer.steps_per_octave
-    clear = ((ratio - 0.5).round() - (ratio - 0.5)).abs() > 0.006 * quantizer.steps_per_octave
+    steps = float(quantizer.steps_per_octave(np.array(quantizer.base)))
+    ratio = torch.log2(x / quantizer.scale) * steps
+    clear = ((ratio - 0.5).round() - (ratio - 0.5)).abs() > 0.006 * steps
     assert float(clear.float().mean()) > 0.8
     assert torch.equal(quantizer.quantize(x).float()[clear], expected[clear])
     # A level is a whole number of units of scale / (2**15 - 1).

@@ -108,10 +108,10 @@ def test_product_of_activations_with_log_codes(bits: int) -> None:
 def test_weights_are_quantized_once_and_again_after_a_change() -> None:
     x = torch.randn(4, 8)
     site = weighted(QuantLinear(nn.Linear(8, 8)), 4, x)
-    first, kept = site(x), site.integer_weight()[0]
-    assert site.integer_weight()[0] is kept
+    first, kept = site(x), site.integer_form().weight
+    assert site.integer_form().weight is kept
     site.weight.mul_(-0.5)
-    assert site.integer_weight()[0] is not kept
+    assert site.integer_form().weight is not kept
     assert not torch.equal(site(x), first)
 
 

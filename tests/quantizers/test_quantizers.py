@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.kinds import KINDS, build_quantizer
-from halfbyte.quantizers.log import Log2Quantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
+from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
 
 VALUES = arrays(np.float32, (3, 5), elements=st.floats(-1e4, 1e4, width=32))
@@ -19,6 +20,8 @@ def fitted(kind: str, bits: int, low: float, high: float, **options: object) -> 
     quantizer = build_quantizer({"kind": kind, "bits": bits, **options})
     if isinstance(quantizer, UniformQuantizer):
         quantizer.set_range(torch.tensor(low), torch.tensor(high))
+    elif isinstance(quantizer, TwinUniformQuantizer):
+        quantizer.set_scales(torch.tensor(abs(high) / 64 + 1e-3), torch.tensor(abs(high) / 4 + 16e-3))
     else:
         quantizer.set_scale(torch.tensor(abs(high) + 1e-3))
     return quantizer
@@ -114,7 +117,7 @@ def test_log_thresholds_decide_to_the_bit(kind: type) -> None:
     above = np.nextafter(thresholds, np.float32(2))
     assert quantizer.quantize(torch.from_numpy(thresholds)).tolist() == list(range(1, 16))
     assert quantizer.quantize(torch.from_numpy(above)).tolist() == list(range(15))
-    exact = 0.7 * 2.0 ** (-(np.arange(15) + 0.5) / kind.steps_per_octave)
+    exact = 0.7 * 2.0 ** (-(np.arange(15) + 0.5) / kind.steps_per_octave(np.array(quantizer.base)))
     assert np.abs(thresholds / exact - 1).max() < 0.004
 
 

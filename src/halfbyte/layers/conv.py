@@ -29,9 +29,9 @@ class QuantConv2d(WeightedSite):
             return self._convolve(x, self.float_weight(), self.bias)
         if self.state == "observe":
             return self._convolve(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
-        weight, scale = self.integer_weight()
+        weight, scale, bias = self.integer_form()
         sums = self._convolve(self.quantizer("input").centred(x).to(weight.dtype), weight, None)
-        return rescale(sums, scale.view(-1, 1, 1), None if self.bias is None else self.bias.view(-1, 1, 1))
+        return rescale(sums, scale.view(-1, 1, 1), None if bias is None else bias.view(-1, 1, 1))
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding

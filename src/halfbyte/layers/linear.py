@@ -20,5 +20,5 @@ class QuantLinear(WeightedSite):
             return F.linear(x, self.float_weight(), self.bias)
         if self.state == "observe":
             return F.linear(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
-        weight, scale = self.integer_weight()
-        return rescale(F.linear(self.quantizer("input").centred(x).to(weight.dtype), weight), scale, self.bias)
+        weight, scale, bias = self.integer_form()
+        return rescale(F.linear(self.quantizer("input").centred(x).to(weight.dtype), weight), scale, bias)

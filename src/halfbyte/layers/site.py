@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,19 @@ class SiteModule(Stateful):
         return x if self.observer is None else self.observer(self, operand, x)
 
 
+class IntegerForm(NamedTuple):
+    """What a weighted site multiplies by in the state `quantized`.
+
+    weight: centred codes in the dtype in which all sums with the input are exact. scale: float32 `[O]`, of a sum.
+    bias: float32 `[O]`, the site's own with what the offset of the input's quantizer adds (AdaLog's bias
+    reparameterization; made of the quantized weight, so that it always fits it), or None.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
 class WeightedSite(SiteModule):
     """A Site with a stored weight `[O, ...]`, quantized once and kept as codes.
 
@@ -71,7 +84,7 @@ class WeightedSite(SiteModule):
         self.bias = bias
         self.register_buffer("weight_codes", None)
         self.register_buffer("folded_scale", None)
-        self._integer: tuple[tuple[object, ...], Tensor, Tensor, float] | None = None
+        self._integer: tuple[tuple[object, ...], IntegerForm] | None = None
 
     def set_quantizer(self, operand: str, quantizer: Quantizer) -> None:
         super().set_quantizer(operand, quantizer)
@@ -97,23 +110,31 @@ class WeightedSite(SiteModule):
             return self.weight
         return self.quantizer("weight").dequantize(self.codes())
 
-    def integer_weight(self) -> tuple[Tensor, Tensor]:
-        """The centred codes of the weight in the dtype in which all sums with the input are exact, and the float32
-        scale `[O]` of a sum. Kept until the weight or a quantizer changes."""
+    def integer_form(self) -> IntegerForm:
+        """Weight, scale and bias of the integer arithmetic. Kept until the weight, the bias or a quantizer changes."""
         weight_quantizer, input_quantizer = self.quantizer("weight"), self.quantizer("input")
         source = self.weight_codes if self.weight_codes is not None else self.weight
-        parts = (source, *weight_quantizer.buffers(), *input_quantizer.buffers())
-        key = tuple(part for tensor in parts if tensor is not None for part in (id(tensor), _version(tensor)))
+        parts = (source, self.bias, *weight_quantizer.buffers(), *input_quantizer.buffers())
+        versions = [part for tensor in parts if tensor is not None for part in (id(tensor), _version(tensor))]
+        key = (id(input_quantizer), *versions)
         if self._integer is None or self._integer[0] != key:
-            centred = weight_quantizer.centre(self.codes())
-            largest_sum = float(centred.double().abs().flatten(1).sum(1).max()) * input_quantizer.largest
-            whole = weight_quantizer.exact_integers and input_quantizer.exact_integers
-            centred = centred.to(exact_dtype(largest_sum, whole))
-            factors = weight_quantizer.factor.double().flatten() * input_quantizer.factor.double()
-            # The tensors of the key are kept alive with it, so that their ids cannot be used again.
-            self._integer = (key, centred, factors.float().expand(len(centred)), largest_sum)
-            self._keyed = parts
-        return self._integer[1], self._integer[2]
+            self._integer = (key, self._make_integer_form())
+            # What the key names is kept alive with it, so that no id can be used again.
+            self._keyed = (input_quantizer, *parts)
+        return self._integer[1]
+
+    def _make_integer_form(self) -> IntegerForm:
+        weight_quantizer, input_quantizer = self.quantizer("weight"), self.quantizer("input")
+        centred = weight_quantizer.centre(self.codes())
+        largest_sum = float(centred.double().abs().flatten(1).sum(1).max()) * input_quantizer.largest
+        whole = weight_quantizer.exact_integers and input_quantizer.exact_integers
+        weight_factor = weight_quantizer.factor.double().flatten()
+        scale = (weight_factor * input_quantizer.factor.double()).float().expand(len(centred))
+        bias = self.bias
+        if input_quantizer.offset:
+            folded = input_quantizer.offset * centred.double().flatten(1).sum(1) * weight_factor
+            bias = (folded if bias is None else folded + bias.double()).float()
+        return IntegerForm(centred.to(exact_dtype(largest_sum, whole)), scale, bias)
 
 
 def _version(tensor: Tensor) -> int:

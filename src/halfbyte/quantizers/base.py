@@ -24,7 +24,7 @@ class Quantizer(nn.Module, ABC):
     """Maps a float tensor to codes `0 .. 2**bits - 1` and back.
 
     `forward(x)` equals `dequantize(quantize(x))` bit for bit and has a straight-through gradient. Integer
-    arithmetic uses the same codes in centred form: `forward(x) == centred(x) * factor` up to one rounding,
+    arithmetic uses the same codes in centred form: `forward(x) == centred(x) * factor + offset` up to one rounding,
     where `centred(x)` holds whole numbers (unless `exact_integers` is false: a paper's own defect, kept to compare).
     """
 
@@ -55,6 +55,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def factor(self) -> Tensor:
         """float32, broadcastable against the quantized tensor: what one unit of a centred code is worth."""
+
+    @property
+    def offset(self) -> float:
+        """What is added to every value beside the centred code; a site folds it into its bias."""
+        return 0.0
 
     @property
     @abstractmethod

@@ -6,11 +6,13 @@ from typing import Any
 
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.quantizers.base import Quantizer, check_bits
-from halfbyte.quantizers.log import Log2Quantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
 
 KINDS: dict[str, type[Quantizer]] = {
-    quantizer.kind: quantizer for quantizer in (UniformQuantizer, Log2Quantizer, LogSqrt2Quantizer)
+    quantizer.kind: quantizer
+    for quantizer in (UniformQuantizer, Log2Quantizer, LogSqrt2Quantizer, AdaLogQuantizer, TwinUniformQuantizer)
 }
 
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 
+Array = npt.NDArray[Any]
 LARGEST_LEVEL = 2**15 - 1
+MAX_SHIFT = 16
+# AdaLog's bases are 2**(base / 37); its paper searches these.
+STEPS, PAPER_BASES, MAX_BASE = 37, range(10, 138), 255
+# The least value of GELU, taken off: the shift that AdaLog gives its post-GELU inputs.
+GELU_SHIFT = 0.16997124254703522
 _PREFIXES = 2**16
 
 
@@ -26,19 +34,39 @@ class LogQuantizer(Quantizer):
     the common factor `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a
     float32 changes, so that this half alone decides the code: quantizing is one table look-up, the same everywhere.
 
+    `shift` is added to the input before and taken off the value behind, for inputs that reach a little below zero,
+    such as GELU's (AdaLog, section 3.3).
+
     `paper_exact` restores what the papers' code does: thresholds as they are, levels in float, and an exact zero beside
     2**bits levels (2**bits + 1 symbols). For simulation only.
     """
 
-    steps_per_octave: ClassVar[int]
     # The share of the scale to which the paper's code raises smaller inputs before it takes their logarithm.
     paper_floor: ClassVar[float] = 0.0
 
-    def __init__(self, bits: int, *, paper_exact: bool = False) -> None:
+    def __init__(self, bits: int, *, paper_exact: bool = False, shift: float = 0.0) -> None:
         super().__init__(bits)
+        if not (isinstance(shift, (int, float)) and 0 <= shift <= MAX_SHIFT):
+            raise HalfbyteError(f"the shift of a log quantizer must be from 0 to {MAX_SHIFT}, not {shift!r}")
         self.paper_exact = paper_exact
+        self.shift = float(shift)
         self._tables: dict[str, Tensor] = {}
-        self._tables_of: Tensor | None = None
+        self._tables_of: tuple[Tensor, int] | None = None
+
+    @staticmethod
+    def steps_per_octave(base: Array) -> Array:
+        """How many codes halve the value, for bases of this kind; a kind without a choice has the one base 1."""
+        raise NotImplementedError
+
+    @classmethod
+    def bases(cls, bits: int, paper_exact: bool = False) -> tuple[int, ...]:
+        """The bases that a search may choose from."""
+        return (1,)
+
+    @property
+    def base(self) -> int:
+        """Which of the kind's bases is in use."""
+        return 1
 
     @property
     def exact_integers(self) -> bool:
@@ -55,6 +83,10 @@ class LogQuantizer(Quantizer):
         return scale if self.paper_exact else (scale.double() / LARGEST_LEVEL).float()
 
     @property
+    def offset(self) -> float:
+        return -self.shift
+
+    @property
     def largest(self) -> float:
         return 1.0 if self.paper_exact else float(LARGEST_LEVEL)
 
@@ -64,17 +96,25 @@ class LogQuantizer(Quantizer):
             raise ValueError("a scale must be positive and finite")
         self.scale = scale.detach().float().clone()
 
-    def level_table(self) -> np.ndarray:
-        """The centred level of every code, float64: whole numbers unless `paper_exact`."""
-        exponents = np.arange(self.symbols) / self.steps_per_octave
-        levels = 2.0**-exponents if self.paper_exact else np.rint(LARGEST_LEVEL * 2.0**-exponents)
-        levels[-1] = 0.0
+    def level_table(self, base: Array | None = None) -> Array:
+        """The centred levels, float64 `[n, symbols]`, for each of n bases (None: `[symbols]` for the one in use)."""
+        if base is None:
+            return np.asarray(self.level_table(np.array([self.base]))[0])
+        exponents = np.arange(self.symbols) / self.steps_per_octave(base)[:, None]
+        levels = self._paper_levels(base) if self.paper_exact else np.rint(LARGEST_LEVEL * 2.0**-exponents)
+        levels[:, -1] = 0.0
         return levels
 
-    def thresholds(self) -> np.ndarray:
-        """For every code but the first the largest input, float32, that gets it or a later one; from large to small."""
-        middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave
-        exact = (float(self.calibrated(self.scale)) * 2.0**-middles).astype(np.float32)
+    def thresholds(self, scale: Array | None = None, base: Array | None = None) -> Array:
+        """For every code but the first the largest input, float32, that gets it or a later one; from large to small.
+
+        `[n, symbols - 1]` for n scales (float32) and bases; None: `[symbols - 1]` for those in use.
+        """
+        if scale is None or base is None:
+            own = self.calibrated(self.scale).detach().cpu().numpy().reshape(1)
+            return np.asarray(self.thresholds(own, np.array([self.base]))[0])
+        middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave(base)[:, None]
+        exact = (scale.astype(np.float64)[:, None] * 2.0**-middles).astype(np.float32)
         if self.paper_exact:
             return exact
         upper_half = (exact.view(np.uint32).astype(np.int64) + 0x8000) // 0x10000 - 1
@@ -82,7 +122,7 @@ class LogQuantizer(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         if self.paper_exact:
-            x = x.clamp(min=self.paper_floor * self.calibrated(self.scale))
+            x = self._shifted(x).clamp(min=self.paper_floor * self.calibrated(self.scale))
             position = torch.bucketize(x, self._table("ascending", x.device), out_int32=True)
             return (self.symbols - 1) - position
         return self._looked_up("codes", x)
@@ -94,44 +134,109 @@ class LogQuantizer(Quantizer):
         return self.centre(self.quantize(x)) if self.paper_exact else self._looked_up("levels_by_prefix", x)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        return self.centre(codes).mul_(self.factor)
+        value = self.centre(codes).mul_(self.factor)
+        return value.sub_(self.shift) if self.shift else value
 
     def spec(self) -> dict[str, Any]:
-        return {**super().spec(), **({"paper_exact": True} if self.paper_exact else {})}
+        plain = super().spec() | ({"paper_exact": True} if self.paper_exact else {})
+        return plain | ({"shift": self.shift} if self.shift else {})
+
+    def _paper_levels(self, base: Array) -> Array:
+        return np.asarray(2.0 ** -(np.arange(self.symbols) / self.steps_per_octave(base)[:, None]))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x + self.shift if self.shift else x
 
     def _looked_up(self, table: str, x: Tensor) -> Tensor:
-        halves = x.contiguous().view(-1).view(torch.uint16).view(-1, 2)
-        prefix = halves[:, 1].to(torch.int32)
-        return torch.index_select(self._table(table, x.device), 0, prefix).view(x.shape)
+        return torch.index_select(self._table(table, x.device), 0, prefixes(self._shifted(x))).view(x.shape)
 
     def _table(self, name: str, device: torch.device) -> Tensor:
         scale = self.calibrated(self.scale)
-        if self._tables_of is not scale or self._tables["levels"].device != device:
+        made_of = self._tables_of
+        if made_of is None or made_of[0] is not scale or made_of[1] != self.base or self._tables[name].device != device:
             self._tables = {key: torch.from_numpy(table).to(device) for key, table in self._make_tables().items()}
-            self._tables_of = scale
+            self._tables_of = (scale, self.base)
         return self._tables[name]
 
-    def _make_tables(self) -> dict[str, np.ndarray]:
+    def _make_tables(self) -> dict[str, Array]:
         levels, ascending = self.level_table().astype(np.float32), self.thresholds()[::-1].copy()
         tables = {"levels": levels, "ascending": ascending}
         if not self.paper_exact:
-            prefixes = (np.arange(_PREFIXES, dtype=np.uint32) * 0x10000).view(np.float32)
-            positive = np.where(np.arange(_PREFIXES) < _PREFIXES // 2, prefixes, np.float32(0))
+            first_of_prefix = (np.arange(_PREFIXES, dtype=np.uint32) * 0x10000).view(np.float32)
+            positive = np.where(np.arange(_PREFIXES) < _PREFIXES // 2, first_of_prefix, np.float32(0))
             codes = (self.symbols - 1) - np.searchsorted(ascending, positive, side="left")
             tables |= {"codes": codes.astype(np.uint8), "levels_by_prefix": levels[codes]}
         return tables
+
+
+def prefixes(x: Tensor) -> Tensor:
+    """The upper half of every float32 of `x`, as int32 `[elements]`: all that decides a deployed log code."""
+    halves = x.contiguous().view(-1).view(torch.uint16).view(-1, 2)
+    return halves[:, 1].to(torch.int32)
 
 
 class Log2Quantizer(LogQuantizer):
     """Powers of two (AdaLog's baseline; FQ-ViT's attention quantizer)."""
 
     kind: ClassVar[str] = "log2"
-    steps_per_octave: ClassVar[int] = 1
     paper_floor: ClassVar[float] = 1e-15
+
+    @staticmethod
+    def steps_per_octave(base: Array) -> Array:
+        return np.ones(base.shape)
 
 
 class LogSqrt2Quantizer(LogQuantizer):
     """Powers of the square root of two (RepQ-ViT, after softmax)."""
 
     kind: ClassVar[str] = "log_sqrt2"
-    steps_per_octave: ClassVar[int] = 2
+
+    @staticmethod
+    def steps_per_octave(base: Array) -> Array:
+        return np.full(base.shape, 2.0)
+
+
+class AdaLogQuantizer(LogQuantizer):
+    """Powers of 2**(base / 37): a base that is searched for (Wu et al., AdaLog, ECCV 2024, section 3.2).
+
+    `paper_exact` has the paper's two tables as levels: a mantissa of bits + 1 bits and a shift by whole octaves.
+    """
+
+    kind: ClassVar[str] = "adalog"
+    paper_floor: ClassVar[float] = 1e-15
+
+    def __init__(self, bits: int, *, base: int = STEPS, paper_exact: bool = False, shift: float = 0.0) -> None:
+        super().__init__(bits, paper_exact=paper_exact, shift=shift)
+        self.set_base(base)
+
+    @staticmethod
+    def steps_per_octave(base: Array) -> Array:
+        return np.asarray(STEPS / base)
+
+    @classmethod
+    def bases(cls, bits: int, paper_exact: bool = False) -> tuple[int, ...]:
+        # The paper's coarsest steps for all widths waste the codes of 6 and more bits: these get finer ones.
+        finest = PAPER_BASES[0] if paper_exact else max(1, PAPER_BASES[0] >> max(0, bits - 5))
+        return tuple(range(finest, finest + len(PAPER_BASES)))
+
+    @property
+    def base(self) -> int:
+        return self._base
+
+    def set_base(self, base: int) -> None:
+        """Take the number of 37ths of an octave between two levels; raises `HalfbyteError` outside 1 to 255."""
+        if not isinstance(base, int) or isinstance(base, bool) or not 1 <= base <= MAX_BASE:
+            raise HalfbyteError(f"the base of an adalog quantizer must be from 1 to {MAX_BASE}, not {base!r}")
+        self._base = base
+
+    def spec(self) -> dict[str, Any]:
+        return {**super().spec(), "base": self.base}
+
+    def _paper_levels(self, base: Array) -> Array:
+        mantissa, octaves = self.mantissas_and_octaves(base)
+        return np.asarray(mantissa / (2 * self.levels - 2) * 2.0**-octaves)
+
+    def mantissas_and_octaves(self, base: Array) -> tuple[Array, Array]:
+        """The paper's tables `[n, symbols]`: the level of code k is mantissa / (2**(bits + 1) - 2) * 2**-octaves."""
+        steps = np.arange(self.symbols) * base[:, None]
+        return np.rint((2 * self.levels - 2) * 2.0 ** -(steps % STEPS / STEPS)), np.floor(steps / STEPS)

@@ -1,0 +1,73 @@
+"""Places to write to and paths that cannot be used: what lies there is not touched."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from halfbyte import api
+
+pytestmark = pytest.mark.usefixtures("no_folder_left")
+
+
+def test_out_that_is_a_file_is_told(quantize, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for force in ((), ("--force",), ("--resume",)):
+        quantize(*force).refused(f"--out {tmp_path / 'out'} is a file")
+    quantize("--out", tmp_path / "out" / "below").refused(str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_out_with_other_files_is_not_touched(quantize, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text("mine")
+    quantize().refused(str(tmp_path / "out"), "--force", "another --out")
+    quantize("--resume").refused(str(tmp_path / "out"), "no run to resume")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
+    assert (tmp_path / "out" / "metrics.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("log", ["", "\n", "[]", "{}", '{"event": "step"}', "[" * 9999, "\x00", "{", '{"event": [1]}'])
+def test_a_log_of_something_else_makes_no_run(quantize, tmp_path, log):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").write_text(log)
+    quantize().refused("not a run", "--force")
+    quantize("--resume").refused("no run to resume")
+    assert (tmp_path / "out" / "log.jsonl").read_text() == log
+
+
+def test_force_with_wrong_input_harms_nothing(quantize, tmp_path):
+    assert quantize().code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    quantize("--force", "--weights", tmp_path / "none.pth").refused("none.pth")
+    quantize("--force", "--calib-images", 8).refused("percentile asks for 32")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_path_too_long_is_told(quantize, halfbyte, tmp_path):
+    quantize("--out", tmp_path / ("x" * 300)).refused("File name too long")
+    quantize("--recipe", "x" * 300).refused("x" * 300)
+    quantize("--weights", "x" * 300 + ".pth").refused("x" * 300)
+    quantize("--calib", "x" * 300).refused("x" * 300)
+    halfbyte("eval", "x" * 300).refused("x" * 300)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_told(quantize, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    quantize("--out", tmp_path / "closed" / "run").refused("Permission denied")
+    (tmp_path / "mine.yaml").write_text("name: x")
+    (tmp_path / "mine.yaml").chmod(0)
+    quantize("--recipe", tmp_path / "mine.yaml").refused("mine.yaml", "Permission denied")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("quantize", "fashion_resnet"), ("eval", "fashion_resnet"), ("inspect", "fashion_resnet"), ("recipes",)],
+    ids=lambda command: command[0],
+)
+def test_json_without_a_folder_is_told_before_any_work(halfbyte, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(api, "load_model", None)
+    for place in (tmp_path / "none" / "facts.json", tmp_path):
+        halfbyte(*command, "--json", place).refused(f"--json {place}", "folder that exists")

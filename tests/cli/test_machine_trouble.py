@@ -1,0 +1,58 @@
+"""What goes wrong outside the program, a full memory or Ctrl-C, is one line; the program's own errors are not."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+import torch
+
+from halfbyte import api
+
+pytestmark = pytest.mark.usefixtures("no_folder_left")
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (PermissionError(13, "Permission denied", "some.file"), "some.file: Permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "--batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAdvice"), "--batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "--batch-size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"), "--workers 0"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_trouble_with_the_machine_is_one_line(halfbyte, monkeypatch, error, part):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(api, "inspect_model", fail)
+    halfbyte("inspect", "fashion_resnet").refused(part)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(halfbyte, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(api, "inspect_model", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        halfbyte("inspect", "fashion_resnet")
+
+
+def test_an_interrupted_command_says_how_to_go_on(quantize, halfbyte, monkeypatch, request):
+    def interrupt(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(api, "read_inputs", interrupt)
+    monkeypatch.setattr(api, "inspect_model", interrupt)
+    # A shell starts what it runs in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    outcome = quantize()
+    assert (outcome.code, outcome.err) == (130, "halfbyte: interrupted; the same command with --resume continues\n")
+    outcome = halfbyte("inspect", "fashion_resnet")
+    assert (outcome.code, outcome.err) == (130, "halfbyte: interrupted\n")
