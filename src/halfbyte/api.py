@@ -37,7 +37,7 @@ from halfbyte.prepare import prepare
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe
 from halfbyte.run_folder import Found, RunFolder
-from halfbyte.session import Session, StepReport
+from halfbyte.session import Session
 from halfbyte.steps.catalog import resolve
 
 
@@ -65,17 +65,12 @@ def quantize(options: Options | None = None, *, progress: Progress | None = None
         return Result(folder.path, folder.metrics())
     inputs = read_inputs(options, recipe, progress)
     session = _session(inputs, options, progress)
-    done = session.restore_state(folder.path) if found is Found.UNFINISHED else 0
-    if not done:
+    if not (found is Found.UNFINISHED and session.restore_state(folder.path)):
         folder.start()
-    for number, (name, step) in enumerate(resolve(recipe)):
-        if number < done:
-            continue
-        start = time.perf_counter()
-        figures = step.run(session)
-        session.reports.append(StepReport(name, round(time.perf_counter() - start, 3), figures))
-        session.save_state(folder.path)
-        folder.log("step", step=name, seconds=session.reports[-1].seconds, **figures)
+    session.folder = folder.path
+    for name, step in resolve(recipe)[len(session.reports) :]:
+        report = session.run(name, step)
+        folder.log("step", step=name, seconds=report.seconds, **report.figures)
     metrics = finish(session, inputs, folder)
     return Result(folder.path, metrics, session.model)
 

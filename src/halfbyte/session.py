@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from halfbyte.progress import Progress
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.recipe import Recipe
 
+T = TypeVar("T")
 STATE = "resume.safetensors"
 
 
@@ -52,7 +54,8 @@ class Session:
     """One run: the prepared model and all that steps may use.
 
     `calibration` holds the images that the run may use, each `[C, H, W]`; `teacher` is the untouched float model.
-    `generator` is the only source of randomness.
+    `generator` is the only source of randomness. `folder` is where the state is saved from which a killed run
+    continues; None: nowhere.
     """
 
     model: nn.Module
@@ -65,8 +68,37 @@ class Session:
     progress: Progress
     batch_size: int = 32
     workers: int = 0
+    folder: Path | None = None
     edits: list[Edit] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
+    # Of the step that runs now: parts that are done, seconds that it took before the run was killed, its start.
+    _parts: int = 0
+    _spent: float = 0.0
+    _start: float = 0.0
+
+    def run(self, name: str, step: Step) -> StepReport:
+        """Run a step under its registered name, or what is left of it; then save the state."""
+        self._start = time.perf_counter() - self._spent
+        figures = step.run(self)
+        report = StepReport(name, round(time.perf_counter() - self._start, 3), figures)
+        self.reports.append(report)
+        self._parts, self._spent = 0, 0.0
+        self._save()
+        return report
+
+    def parts(self, items: Sequence[T], description: str) -> Iterator[T]:
+        """Yield the parts of a step's work, with progress. The state is saved behind each: a run that was killed
+        continues with the first part that was not finished."""
+        left = items[self._parts :]
+        for item in self.progress.track(left, description, len(left)):
+            yield item
+            self._parts += 1
+            self._spent = time.perf_counter() - self._start
+            self._save()
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            self.save_state(self.folder)
 
     def edit(self, name: str, **arguments: Any) -> None:
         """Make a named change of structure and record it, so that a saved model can be rebuilt."""
@@ -94,6 +126,7 @@ class Session:
             "recipe": self.recipe.as_dict(),
             "edits": [asdict(edit) for edit in self.edits],
             "reports": [asdict(report) for report in self.reports],
+            "parts": self._parts, "spent": self._spent,
             "quantizers": {
                 site.name: {operand: site_module(self.model, site.name).quantizer(operand).spec()
                             for operand in site.operands}
@@ -113,13 +146,14 @@ class Session:
                 f"cannot save the run's state to {folder} ({error}); free some space, then continue with --resume"
             ) from None
 
-    def restore_state(self, folder: Path) -> int:
-        """Continue from what `save_state` wrote; returns how many steps are done, 0 where nothing was saved.
+    def restore_state(self, folder: Path) -> bool:
+        """Continue from what `save_state` wrote, `reports` telling the steps that are done; false where nothing was
+        saved.
 
         Raises `HalfbyteError` where the saved state belongs to another recipe or is damaged.
         """
         if not (folder / STATE).is_file():
-            return 0
+            return False
         try:
             with safe_open(folder / STATE, "pt") as file:
                 facts = json.loads(file.metadata()["facts"])
@@ -139,11 +173,12 @@ class Session:
                     site_module(self.model, name).set_quantizer(operand, quantizer.to(self.device))
             self.model.load_state_dict(tensors, strict=False)
             self.reports = [StepReport(**report) for report in facts["reports"]]
+            self._parts, self._spent = int(facts["parts"]), float(facts["spent"])
         except HalfbyteError:
             raise
         except Exception as error:
             raise HalfbyteError(f"{folder}: the saved state is damaged ({error}); start again with --force") from None
-        return len(self.reports)
+        return True
 
 
 def remove_state(folder: Path) -> None:

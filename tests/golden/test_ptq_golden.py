@@ -12,7 +12,7 @@ from halfbyte.calibrate.percentile import fit_log, fit_uniform
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.quantizers.log import Log2Quantizer, LogQuantizer, LogSqrt2Quantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
-from halfbyte.steps.repq import reparameterize
+from halfbyte.steps.reparameterize import reparameterize
 
 CASES = {case["name"]: case for case in json.loads((Path(__file__).parent / "ptq.json").read_text())["cases"]}
 
@@ -123,7 +123,7 @@ def test_reparameterization(name: str) -> None:
     per_channel = fit_uniform(UniformQuantizer(bits, axis=-1), norm(h))
     assert_near(per_channel.scale.flatten(), outputs["channel_delta"], 1e-5)
     assert np.array_equal(per_channel.zero_point.flatten(), outputs["channel_zero_point"])
-    scale, zero_point = reparameterize(
+    scale, zero_point, *_ = reparameterize(
         norm, [site], per_channel.scale.flatten(), per_channel.zero_point.flatten(), round_zero_point=False
     )
     assert float(scale) == pytest.approx(outputs["target_delta"], rel=1e-6)
@@ -156,7 +156,7 @@ def test_rounded_zero_point_leaves_the_function_unchanged() -> None:
     fitted = fit_uniform(UniformQuantizer(4, axis=-1), norm(h))
     constant = torch.full((16,), float("nan"))
     constant[3] = norm.bias[3]
-    scale, zero_point = reparameterize(
+    scale, zero_point, *_ = reparameterize(
         norm, [site], fitted.scale.flatten(), fitted.zero_point.flatten(), round_zero_point=True, constant=constant
     )
     assert float(zero_point) == round(float(zero_point))

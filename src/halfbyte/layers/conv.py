@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,18 @@ class QuantConv2d(WeightedSite):
         weight, scale, bias = self.integer_form()
         sums = self._convolve(self.quantizer("input").centred(x).to(weight.dtype), weight, None)
         return rescale(sums, scale.view(-1, 1, 1), None if bias is None else bias.view(-1, 1, 1))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """What each output is a product with: `[g, B * positions, K]` for g groups, K in the order of the weight's."""
+        padding = cast("tuple[int, int]", self.padding)
+        if self.same_padding:
+            x, padding = F.pad(x, self._same_pads(x)), (0, 0)
+        unfolded = F.unfold(
+            x, cast("tuple[int, int]", self.kernel_size), cast("tuple[int, int]", self.dilation), padding,
+            cast("tuple[int, int]", self.stride),
+        )  # fmt: skip
+        by_group = unfolded.view(len(x), self.groups, -1, unfolded.shape[-1])
+        return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding

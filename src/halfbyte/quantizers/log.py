@@ -34,6 +34,8 @@ class LogQuantizer(Quantizer):
     the common factor `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a
     float32 changes, so that this half alone decides the code: quantizing is one table look-up, the same everywhere.
 
+    `zero` False gives the last code the level that the rule gives it instead of 0: better where hardly an input is 0.
+
     `shift` is added to the input before and taken off the value behind, for inputs that reach a little below zero,
     such as GELU's (AdaLog, section 3.3).
 
@@ -44,11 +46,12 @@ class LogQuantizer(Quantizer):
     # The share of the scale to which the paper's code raises smaller inputs before it takes their logarithm.
     paper_floor: ClassVar[float] = 0.0
 
-    def __init__(self, bits: int, *, paper_exact: bool = False, shift: float = 0.0) -> None:
+    def __init__(self, bits: int, *, paper_exact: bool = False, shift: float = 0.0, zero: bool = True) -> None:
         super().__init__(bits)
         if not (isinstance(shift, (int, float)) and 0 <= shift <= MAX_SHIFT):
             raise HalfbyteError(f"the shift of a log quantizer must be from 0 to {MAX_SHIFT}, not {shift!r}")
         self.paper_exact = paper_exact
+        self.zero = zero
         self.shift = float(shift)
         self._tables: dict[str, Tensor] = {}
         self._tables_of: tuple[Tensor, int] | None = None
@@ -67,6 +70,11 @@ class LogQuantizer(Quantizer):
     def base(self) -> int:
         """Which of the kind's bases is in use."""
         return 1
+
+    @property
+    def signed_base(self) -> int:
+        """The base as a search writes it: negative where the last level is not 0."""
+        return self.base if self.zero else -self.base
 
     @property
     def exact_integers(self) -> bool:
@@ -97,12 +105,15 @@ class LogQuantizer(Quantizer):
         self.scale = scale.detach().float().clone()
 
     def level_table(self, base: Array | None = None) -> Array:
-        """The centred levels, float64 `[n, symbols]`, for each of n bases (None: `[symbols]` for the one in use)."""
+        """The centred levels, float64 `[n, symbols]`, for each of n bases (None: `[symbols]` for the one in use).
+
+        A search writes a base whose last level is not to be 0 as a negative number.
+        """
         if base is None:
-            return np.asarray(self.level_table(np.array([self.base]))[0])
-        exponents = np.arange(self.symbols) / self.steps_per_octave(base)[:, None]
-        levels = self._paper_levels(base) if self.paper_exact else np.rint(LARGEST_LEVEL * 2.0**-exponents)
-        levels[:, -1] = 0.0
+            return np.asarray(self.level_table(np.array([self.signed_base]))[0])
+        exponents = np.arange(self.symbols) / self.steps_per_octave(np.abs(base))[:, None]
+        levels = self._paper_levels(np.abs(base)) if self.paper_exact else np.rint(LARGEST_LEVEL * 2.0**-exponents)
+        levels[:, -1] *= base < 0
         return levels
 
     def thresholds(self, scale: Array | None = None, base: Array | None = None) -> Array:
@@ -113,7 +124,7 @@ class LogQuantizer(Quantizer):
         if scale is None or base is None:
             own = self.calibrated(self.scale).detach().cpu().numpy().reshape(1)
             return np.asarray(self.thresholds(own, np.array([self.base]))[0])
-        middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave(base)[:, None]
+        middles = (np.arange(self.symbols - 1) + 0.5) / self.steps_per_octave(np.abs(base))[:, None]
         exact = (scale.astype(np.float64)[:, None] * 2.0**-middles).astype(np.float32)
         if self.paper_exact:
             return exact
@@ -139,6 +150,7 @@ class LogQuantizer(Quantizer):
 
     def spec(self) -> dict[str, Any]:
         plain = super().spec() | ({"paper_exact": True} if self.paper_exact else {})
+        plain |= {} if self.zero else {"zero": False}
         return plain | ({"shift": self.shift} if self.shift else {})
 
     def _paper_levels(self, base: Array) -> Array:
@@ -205,8 +217,8 @@ class AdaLogQuantizer(LogQuantizer):
     kind: ClassVar[str] = "adalog"
     paper_floor: ClassVar[float] = 1e-15
 
-    def __init__(self, bits: int, *, base: int = STEPS, paper_exact: bool = False, shift: float = 0.0) -> None:
-        super().__init__(bits, paper_exact=paper_exact, shift=shift)
+    def __init__(self, bits: int, *, base: int = STEPS, **options: Any) -> None:
+        super().__init__(bits, **options)
         self.set_base(base)
 
     @staticmethod

@@ -11,11 +11,13 @@ from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.recipe import Recipe, StepCall, shown
 from halfbyte.registry import Registry
 from halfbyte.session import Step
+from halfbyte.steps.adalog import AdaLog
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.repq import RepQ
 
 STEPS: Registry[type[Any]] = Registry("step")
 STEPS.register("repq")(RepQ)
+STEPS.register("adalog")(AdaLog)
 STEPS.register("percentile")(Percentile)
 STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
