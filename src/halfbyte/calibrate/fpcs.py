@@ -14,10 +14,12 @@ from halfbyte.calibrate.grids import Candidates, Grid
 class CandidateError(Protocol):
     """What a search minimises: float64 errors `[n, R]` of candidates `[n, R]`.
 
-    `rough` may look at a part of the data; where it does not, `exact_rough` is true.
+    `rough` may look at a part of the data; where it does not, `exact_rough` is true. `polishes` tells whether
+    `polished` is there for these candidates.
     """
 
     exact_rough: bool
+    polishes: bool
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """The errors."""
@@ -25,15 +27,19 @@ class CandidateError(Protocol):
     def rough(self, candidates: Candidates) -> Tensor:
         """The errors as estimated from a part of the data, good enough to rank candidates that differ clearly."""
 
+    def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
+        """The best scales within `spacing` `[R]` of a candidate `[1, R]`."""
+
 
 @dataclass(frozen=True)
 class Search:
-    """How a search runs; the defaults are the published ones but for the last three.
+    """How a search runs; the defaults of the first three are the published ones.
 
     count: candidates a step. kept: how many of them the next step refines. steps: how often.
     keep_incumbent: what was kept stays in the running (the published refinement does not try it again).
     drop_duplicates: neighbouring refinements coincide at their ends; the copies give way to others.
-    race: rank on a part of the data and let the `finalists` compete on all of it.
+    race: rank on a part of the data, let the `finalists` compete on all of it, and replace the last steps, behind
+    `rough_steps`, by the exact best scale near the `polished` best of these.
     """
 
     count: int = 128
@@ -42,7 +48,14 @@ class Search:
     keep_incumbent: bool = True
     drop_duplicates: bool = True
     race: bool = True
+    rough_steps: int = 3
     finalists: int = 16
+    polished: int = 3
+
+    @property
+    def points(self) -> int:
+        """How many scales a step tries around each kept one."""
+        return self.count // self.kept
 
 
 @dataclass(frozen=True)
@@ -56,26 +69,72 @@ class Found:
 
 def progressive_search(grid: Grid, error: CandidateError, search: Search, least_scale: float = 0.0) -> Found:
     """Search from a grid; `least_scale` is a bound that refinements are raised to."""
-    measure = error.rough if search.race else error
-    racing = search.race and not error.exact_rough
+    if search.race:
+        return _raced(grid, error, search, least_scale)
     current, spacing = grid.candidates, grid.spacing
-    errors = measure(current)
-    pool, pool_errors = current, errors
-    points = search.count // search.kept
+    errors = error(current)
     for _ in range(search.steps - 1):
         if not bool((spacing > 0).any()):
             break
         kept, kept_errors = _best(current, errors, search)
-        current = _refined(kept, spacing, points, least_scale)
-        spacing = spacing / (points - 0.5)
-        errors = measure(current)
-        pool, pool_errors = _top(pool.joined(current), torch.cat((pool_errors, errors)), search)
+        current = _refined(kept, spacing, search.points, least_scale)
+        spacing = spacing / (search.points - 0.5)
+        errors = error(current)
         if search.keep_incumbent:
             current, errors = current.joined(kept), torch.cat((errors, kept_errors))
-    if racing:
-        pool, _ = _top(pool, pool_errors, search)
-        current, errors = pool, error(pool)
-    best, least = current.best(errors, 1)
+    return _found(current, errors)
+
+
+def _raced(grid: Grid, error: CandidateError, search: Search, least_scale: float) -> Found:
+    """The same search with its ranking on a part of the data and its last steps in one."""
+    current, spacing = grid.candidates, grid.spacing
+    window = spacing
+    errors = error.rough(current)
+    pool, pool_errors = current, errors
+    steps = min(search.steps, search.rough_steps) if error.polishes else search.steps
+    for _ in range(steps - 1):
+        if not bool((spacing > 0).any()):
+            break
+        kept, kept_errors = _best(current, errors, search)
+        current = _refined(kept, spacing, search.points, least_scale)
+        window, spacing = spacing, spacing / (search.points - 0.5)
+        errors = error.rough(current)
+        pool, pool_errors = pool.joined(current), torch.cat((pool_errors, errors))
+        if search.keep_incumbent:
+            current, errors = current.joined(kept), torch.cat((errors, kept_errors))
+    if not error.exact_rough:
+        varied = _varied(pool, pool_errors, window, search.finalists)
+        pool = varied.joined(pool.best(pool_errors, search.finalists // 4)[0])
+        pool_errors = error(pool)
+    # The second time around what the first has found: the best may lie beyond the first windows.
+    for count in (search.polished, 1) if error.polishes else ():
+        best = [error.polished(one, window) for one in _varied(pool, pool_errors, window, count).split(1)]
+        polished = Candidates(
+            torch.cat([one.scale for one in best]).clamp(min=least_scale), torch.cat([one.other for one in best])
+        )
+        pool, pool_errors = pool.joined(polished), torch.cat((pool_errors, error(polished)))
+    return _found(pool, pool_errors)
+
+
+def _varied(candidates: Candidates, errors: Tensor, window: Tensor, count: int) -> Candidates:
+    """The best candidate of each row, then the best outside its window, and so on; repeated where these run out."""
+    left = errors
+    chosen: list[Candidates] = []
+    for _ in range(count):
+        best, least = candidates.best(left, 1)
+        if chosen:
+            out = ~least.isfinite()
+            best = Candidates(
+                torch.where(out, chosen[0].scale, best.scale), torch.where(out, chosen[0].other, best.other)
+            )
+        chosen.append(best)
+        near = (candidates.other == best.other) & ((candidates.scale - best.scale).abs() <= 2 * window)
+        left = left.masked_fill(near, float("inf"))
+    return Candidates(torch.cat([one.scale for one in chosen]), torch.cat([one.other for one in chosen]))
+
+
+def _found(candidates: Candidates, errors: Tensor) -> Found:
+    best, least = candidates.best(errors, 1)
     return Found(best.scale[0], best.other[0], least[0])
 
 
@@ -101,11 +160,6 @@ def _best(candidates: Candidates, errors: Tensor, search: Search) -> tuple[Candi
     if search.drop_duplicates:
         errors = errors.masked_fill(_repeated(candidates), float("inf"))
     return candidates.best(errors, search.kept)
-
-
-def _top(candidates: Candidates, errors: Tensor, search: Search) -> tuple[Candidates, Tensor]:
-    """The finalists of the candidates so far."""
-    return candidates.best(errors.masked_fill(_repeated(candidates), float("inf")), search.finalists)
 
 
 def _refined(kept: Candidates, spacing: Tensor, points: int, least_scale: float) -> Candidates:

@@ -168,7 +168,8 @@ class LogOperand(Operand):
         ranked, errors = best_of(at_scale, error, self.settings.search, count)
         if not self.search_scale:
             return Found(ranked.scale[0], ranked.other[0], errors[0])
-        search = replace(self.settings.search, kept=KEPT_LOG)
+        # Errors of log quantizers have more hollows than those of uniform ones.
+        search = replace(self.settings.search, kept=KEPT_LOG, finalists=24)
         grid = log_grid(self.least, self.largest, search.count // count, ranked.other[:, 0])
         return progressive_search(grid, error, search)
 

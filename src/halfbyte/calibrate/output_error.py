@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.grids import Candidates
+from halfbyte.calibrate.polish import Form, best_scale, uniform_crossing, uniform_window
 from halfbyte.calibrate.trials import Trial
 
 # Elements that are worked on at a time: small enough for a processor's cache.
 _PIECE = 2**19
-# Rows on which a race ranks its candidates, at least and as a share of all.
-ROUGH_ROWS, ROUGH_SHARE = 768, 8
+# On what a race ranks its candidates: a share of all rows, but no fewer values than that and no more rows.
+ROUGH_SHARE, LEAST_VALUES, MOST_ROWS = 8, 2**17, 2048
 
 
 class WeightError:
@@ -28,6 +29,7 @@ class WeightError:
     """
 
     exact_rough = True
+    polishes = True
 
     def __init__(self, weight: Tensor, bits: int, gram: Tensor, cross: Tensor, residual: Tensor) -> None:
         self.weight, self.bits, self.residual = weight, bits, residual
@@ -49,6 +51,13 @@ class WeightError:
     def rough(self, candidates: Candidates) -> Tensor:
         return self(candidates)
 
+    def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
+        rows = self.weight.flatten(0, 1)
+        form = Form(rows, (torch.bmm(self.weight, self.gram) - self.cross).flatten(0, 1), self.gram)
+        window = uniform_window(form, candidate, spacing, self.bits)
+        best = best_scale(form, uniform_crossing(form, candidate, *window, self.bits), *window)
+        return Candidates(best[None], candidate.other)
+
 
 class OutputError:
     """Error of the product for candidates of one operand, the other one as it is quantized.
@@ -61,26 +70,48 @@ class OutputError:
 
     def __init__(self, trials: Sequence[Trial], matrix: Tensor, target: Tensor) -> None:
         self.trials = trials
+        self.polishes = trials[0].polishes
         self.rest = torch.zeros(len(trials), dtype=torch.float64, device=matrix.device)
         if matrix.shape[-1] > matrix.shape[-2]:
             matrix, target = self._rotated(matrix, target)
         self.matrix, self.target = matrix, target
-        groups, rows = trials[0].values.shape[:2]
-        wanted = max(-(-ROUGH_ROWS // groups), -(-rows // ROUGH_SHARE))
-        # Every so-many-th row: tokens of one image next to each other are alike.
-        self.stride = max(1, rows // wanted)
-        self.exact_rough = self.stride == 1
-        some = slice(self.stride // 2, None, self.stride)
-        self._part = (
-            [trial.part(some) for trial in trials] if not self.exact_rough else list(trials),
-            target[:, :, some].contiguous(),
-        )
+        groups, rows, inputs = trials[0].values.shape
+        wanted = min(max(groups * rows // ROUGH_SHARE, LEAST_VALUES // inputs), MOST_ROWS)
+        # Heads have their own candidates but less data each, and scatter more: all of it costs little.
+        stride = max(1, min(rows, groups * rows // wanted)) if len(trials) == 1 else 1
+        self.exact_rough = stride == 1
+        self._form: Form | None = None
+        self._part = list(trials), target
+        if stride > 1:
+            some = self._some(groups, rows, stride)
+            parts = [trial.of(trial.values.take_along_dim(some[0], 1)) for trial in trials]
+            self._part = parts, target.take_along_dim(some, 2)
 
     def __call__(self, candidates: Candidates) -> Tensor:
         return self._errors(candidates, list(self.trials), self.target) + self.rest
 
     def rough(self, candidates: Candidates) -> Tensor:
-        return self._errors(candidates, *self._part)
+        return self(candidates) if self.exact_rough else self._errors(candidates, *self._part)
+
+    def _some(self, groups: int, rows: int, stride: int) -> Tensor:
+        """Every so-many-th row, from another first one in each group: neighbouring tokens are alike, and a row of one
+        number may differ from the others in all groups. Index `[1, G, rows // stride, 1]`."""
+        device = self.matrix.device
+        first = torch.arange(groups, device=device) % stride
+        chosen = first[:, None] + stride * torch.arange(rows // stride, device=device)
+        return chosen[None, :, :, None]
+
+    def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
+        if self._form is None:
+            self._form = self._make_form()
+        return Candidates(self.trials[0].polished(self._form, candidate, spacing)[None], candidate.other)
+
+    def _make_form(self) -> Form:
+        values = torch.stack([trial.values for trial in self.trials]).flatten(0, 1)
+        matrix, target = self.matrix.flatten(0, 1), self.target.flatten(0, 1)
+        transposed = matrix.transpose(1, 2)
+        pull = torch.bmm(torch.bmm(values, matrix) - target, transposed)
+        return Form(values.flatten(0, 1), pull.flatten(0, 1), torch.bmm(matrix, transposed))
 
     def _rotated(self, matrix: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The same error with `[H, G, K, K]`: A^T = Q R turns |e A + t| into |e R^T + t Q| and what Q leaves out."""

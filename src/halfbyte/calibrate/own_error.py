@@ -19,6 +19,7 @@ class OwnError:
     """
 
     exact_rough = True
+    polishes = False  # the error itself costs less
 
     def __init__(self, rows: Tensor, bits: int) -> None:
         self.bits = bits
@@ -34,6 +35,9 @@ class OwnError:
 
     def rough(self, candidates: Candidates) -> Tensor:
         return self(candidates)
+
+    def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
+        raise NotImplementedError
 
     def _errors(self, scale: Tensor, zero_point: Tensor) -> Tensor:
         count, rows = scale.shape

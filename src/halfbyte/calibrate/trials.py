@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.grids import Candidates
+from halfbyte.calibrate.polish import Form, best_scale, log_crossing, log_window, uniform_crossing, uniform_window
 from halfbyte.quantizers.log import LogQuantizer, prefixes
 from halfbyte.quantizers.twin import TwinUniformQuantizer
 
@@ -16,7 +17,12 @@ _PREFIXES = 2**16
 
 
 class Trial(ABC):
-    """Holds `values` and gives, candidate by candidate, what quantizing changes in them."""
+    """Holds `values` and gives, candidate by candidate, what quantizing changes in them.
+
+    `polishes`: the kind has a scale that can be refined by `polished`.
+    """
+
+    polishes = True
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -27,12 +33,20 @@ class Trial(ABC):
         self.others = candidates.other[:, row].tolist()
 
     @abstractmethod
+    def of(self, values: Tensor) -> Trial:
+        """The same trial of other values."""
+
     def part(self, chosen: slice) -> Trial:
         """The trial of a part of the second-last dimension."""
+        return self.of(self.values[..., chosen, :])
 
     @abstractmethod
     def change(self, candidate: int, out: Tensor) -> None:
         """Write quantized values less the values, for one of the prepared candidates."""
+
+    def polished(self, form: Form, candidate: Candidates, spacing: Tensor) -> Tensor:
+        """The best scale `[R]` near a candidate `[1, R]` of each search, the trials of all of which are alike."""
+        raise NotImplementedError
 
 
 class UniformTrial(Trial):
@@ -42,14 +56,18 @@ class UniformTrial(Trial):
         super().__init__(values)
         self.bits = bits
 
-    def part(self, chosen: slice) -> UniformTrial:
-        return UniformTrial(self.values[..., chosen, :], self.bits)
+    def of(self, values: Tensor) -> UniformTrial:
+        return UniformTrial(values, self.bits)
 
     def change(self, candidate: int, out: Tensor) -> None:
         scale, zero_point = self.scales[candidate], self.others[candidate]
         last = (1 << self.bits) - 1
         torch.div(self.values, scale, out=out)
         out.round_().clamp_(-zero_point, last - zero_point).mul_(scale).sub_(self.values)
+
+    def polished(self, form: Form, candidate: Candidates, spacing: Tensor) -> Tensor:
+        window = uniform_window(form, candidate, spacing, self.bits)
+        return best_scale(form, uniform_crossing(form, candidate, *window, self.bits), *window)
 
 
 class LogTrial(Trial):
@@ -69,8 +87,8 @@ class LogTrial(Trial):
             self._seen = occurs.nonzero()[:, 0]
             self._index = (occurs.cumsum(0).to(torch.int32) - 1)[index]
 
-    def part(self, chosen: slice) -> LogTrial:
-        return LogTrial(self.values[..., chosen, :], self.like)
+    def of(self, values: Tensor) -> LogTrial:
+        return LogTrial(values, self.like)
 
     def prepare(self, candidates: Candidates, row: int) -> None:
         super().prepare(candidates, row)
@@ -99,16 +117,32 @@ class LogTrial(Trial):
             looked_up = torch.index_select(self._tables[candidate], 0, self._index).view(self.values.shape)
         torch.sub(looked_up, self.values, out=out)
 
+    def polished(self, form: Form, candidate: Candidates, spacing: Tensor) -> Tensor:
+        base = candidate.other[0].cpu().numpy()
+        steps = float(self.like.steps_per_octave(np.abs(base))[0])
+        levels = torch.from_numpy(self.like.level_table(base)[0] / self.like.largest).float().to(spacing.device)
+        window = log_window(candidate, spacing, form.values.shape[-1], torch.full_like(spacing, steps))
+        width = self.values.shape[-1]
+        if self.like.paper_exact:
+            keys, index = self._shifted.reshape(-1, width), None
+        else:
+            # The middle of the values with the same upper half: where thresholds are rounded to.
+            keys = (self._seen * (self._seen < _PREFIXES // 2) * 0x10000 + 0x8000).to(torch.int32).view(torch.float32)
+            index = self._index.view(-1, width)
+        return best_scale(form, log_crossing(keys, index, levels, steps, *window, -self.like.shift), *window)
+
 
 class TwinTrial(Trial):
     """Twin-uniform quantization; `scale` is the fine step and 2**`other` times it the coarse one."""
+
+    polishes = False
 
     def __init__(self, values: Tensor, bits: int, signed: bool) -> None:
         super().__init__(values)
         self.bits, self.signed = bits, signed
 
-    def part(self, chosen: slice) -> TwinTrial:
-        return TwinTrial(self.values[..., chosen, :], self.bits, self.signed)
+    def of(self, values: Tensor) -> TwinTrial:
+        return TwinTrial(values, self.bits, self.signed)
 
     def change(self, candidate: int, out: Tensor) -> None:
         quantizer = TwinUniformQuantizer(self.bits, signed=self.signed)
