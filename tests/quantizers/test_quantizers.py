@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -109,7 +111,7 @@ def test_log_codes_are_monotone_and_their_levels_whole(kind: type, bits: int) ->
     assert len(levels) == 2**bits
 
 
-@pytest.mark.parametrize("kind", [Log2Quantizer, LogSqrt2Quantizer])
+@pytest.mark.parametrize("kind", [Log2Quantizer, LogSqrt2Quantizer, AdaLogQuantizer])
 def test_log_thresholds_decide_to_the_bit(kind: type) -> None:
     quantizer = kind(4)
     quantizer.set_scale(torch.tensor(0.7))
@@ -167,3 +169,53 @@ def test_an_impossible_scale_is_refused(scale: float) -> None:
 def test_an_unfitted_quantizer_says_so() -> None:
     with pytest.raises(HalfbyteError, match="before it was calibrated"):
         UniformQuantizer(4)(torch.ones(3))
+
+
+def attention() -> torch.Tensor:
+    """Probabilities as attention maps have them: many small ones, a few near 1."""
+    return torch.randn(64, 197, generator=torch.Generator().manual_seed(0)).mul(2.5).softmax(-1)
+
+
+def test_with_the_best_base_more_bits_are_never_worse_for_adalog() -> None:
+    x, errors = attention(), []
+    for bits in range(2, 9):
+        least = float("inf")
+        for base in AdaLogQuantizer.bases(bits):
+            quantizer = AdaLogQuantizer(bits, base=base)
+            quantizer.set_scale(x.max())
+            least = min(least, float((quantizer(x) - x).square().sum()))
+        errors.append(least)
+    assert all(more < fewer for fewer, more in pairwise(errors))
+    # The paper's code loses its maps at 8 bits (relative error 0.33 with three shifts).
+    assert (errors[-1] / float(x.square().sum())) ** 0.5 < 0.012
+
+
+def test_without_a_zero_the_last_code_is_the_smallest_level() -> None:
+    kept, dropped = AdaLogQuantizer(4, base=25), AdaLogQuantizer(4, base=25, zero=False)
+    for quantizer in (kept, dropped):
+        quantizer.set_scale(torch.tensor(1.0))
+    x = torch.tensor([0.0, 1e-6, 1e-3, 0.5])
+    assert torch.equal(kept.quantize(x), dropped.quantize(x))
+    assert float(kept(x)[0]) == 0.0
+    assert float(dropped(x)[0]) == pytest.approx(2 ** (-15 * 25 / 37), rel=0.02)
+    assert build_quantizer(dropped.spec()).spec() == dropped.spec()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"base": 0}, {"base": 256}, {"base": 1.5}, {"base": True}, {"shift": -1}, {"shift": "a"}]
+)
+def test_an_impossible_adalog_quantizer_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(HalfbyteError, match=next(iter(wrong))):
+        build_quantizer({"kind": "adalog", "bits": 4, **wrong})
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_twin_quantizer_has_a_fine_and_a_coarse_step(signed: bool) -> None:
+    quantizer = TwinUniformQuantizer(4, signed=signed)
+    quantizer.set_scales(torch.tensor(0.01), torch.tensor(0.16))
+    x = torch.tensor([-0.044, 0.0, 0.044, 0.5, 9.0])
+    expected = [-0.04, 0.0, 0.0, 0.48, 1.12] if signed else [0.0, 0.0, 0.04, 0.48, 1.12]
+    assert torch.allclose(quantizer(x), torch.tensor(expected), atol=1e-6)
+    assert quantizer.exact_integers
+    quantizer.set_scales(torch.tensor(0.01), torch.tensor(0.155))
+    assert not quantizer.exact_integers

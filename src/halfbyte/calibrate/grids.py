@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.percentile import quantiles
+from halfbyte.quantizers.uniform import UniformQuantizer
 
 # A candidate's scale is at least this share of the largest one of its row: extrapolation must not pass zero.
 _LEAST_SHARE = 1e-6
@@ -80,6 +81,14 @@ def uniform_grid(
     offsets = torch.arange(-(zero_points // 2), zero_points - zero_points // 2, device=rows.device)
     other = middle + offsets[:, None]
     return Grid(Candidates(ladder.repeat(zero_points, 1), other.repeat_interleave(scales, dim=0)), spacing)
+
+
+def range_candidate(rows: Tensor, bits: int, *, covers_zero: bool) -> Candidates:
+    """The one candidate `[1, R]` that spreads the codes over the whole range of each row of `[R, m]`."""
+    quantizer = UniformQuantizer(bits, 0, covers_zero=covers_zero)
+    quantizer.set_range(*(edge[:, None] for edge in rows.aminmax(dim=1)))
+    scale, zero_point = quantizer.calibrated(quantizer.scale), quantizer.calibrated(quantizer.zero_point)
+    return Candidates(scale.T, zero_point.T.float())
 
 
 def log_grid(least: float, largest: float, scales: int, bases: Tensor) -> Grid:

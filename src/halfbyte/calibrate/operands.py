@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.fpcs import CandidateError, Found, Search, best_of, better, progressive_search
-from halfbyte.calibrate.grids import Candidates, Grid, log_grid, uniform_grid
+from halfbyte.calibrate.grids import Candidates, Grid, log_grid, range_candidate, uniform_grid
 from halfbyte.calibrate.own_error import OwnError
 from halfbyte.calibrate.percentile import quantiles
 from halfbyte.calibrate.trials import LogTrial, Trial, TwinTrial, UniformTrial
@@ -116,8 +116,13 @@ class UniformOperand(Operand):
 
     def by_own_error(self) -> Found:
         """The parameters with the least error of the values themselves."""
-        some = self.rows[:, :: -(-self.rows.shape[1] // MOST_OWN)]
-        return progressive_search(self.grid(), OwnError(some, self.bits), self.settings.search, self._least())
+        error = OwnError(self.rows[:, :: -(-self.rows.shape[1] // MOST_OWN)], self.bits)
+        found = progressive_search(self.grid(), error, self.settings.search, self._least())
+        if self.settings.paper_exact:
+            return found
+        # The grid's zero points do not reach rows that lie far from zero; the plain range does.
+        plain = range_candidate(self.rows, self.bits, covers_zero=self.covers_zero)
+        return better(Found(plain.scale[0], plain.other[0], error(plain)[0]), found)
 
     def trials(self) -> list[Trial]:
         return [UniformTrial(head, self.bits) for head in self.values]
@@ -142,7 +147,7 @@ class LogOperand(Operand):
         super().__init__(values, like.bits, settings)
         self.like, self.search_scale = like, search_scale
         bases = like.bases(like.bits, like.paper_exact)
-        if not settings.paper_exact:
+        if not like.paper_exact:
             # Which symbol of the paper's 2**bits + 1 is given up, zero or the smallest level, is part of the search.
             bases += tuple(-base for base in bases)
         self.bases = torch.tensor(bases, dtype=torch.float32, device=values.device)

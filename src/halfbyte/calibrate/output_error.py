@@ -16,8 +16,8 @@ from halfbyte.calibrate.trials import Trial
 
 # Elements that are worked on at a time: small enough for a processor's cache.
 _PIECE = 2**19
-# On what a race ranks its candidates: a share of all rows, but no fewer values than that and no more rows.
-ROUGH_SHARE, LEAST_VALUES, MOST_ROWS = 8, 2**17, 2048
+# On what a race ranks its candidates: a share of all rows, but no fewer values and rows than these, and no more rows.
+ROUGH_SHARE, LEAST_VALUES, LEAST_ROWS, MOST_ROWS = 8, 2**17, 768, 2048
 
 
 class WeightError:
@@ -76,7 +76,7 @@ class OutputError:
             matrix, target = self._rotated(matrix, target)
         self.matrix, self.target = matrix, target
         groups, rows, inputs = trials[0].values.shape
-        wanted = min(max(groups * rows // ROUGH_SHARE, LEAST_VALUES // inputs), MOST_ROWS)
+        wanted = min(max(groups * rows // ROUGH_SHARE, LEAST_VALUES // inputs, LEAST_ROWS), MOST_ROWS)
         # Heads have their own candidates but less data each, and scatter more: all of it costs little.
         stride = max(1, min(rows, groups * rows // wanted)) if len(trials) == 1 else 1
         self.exact_rough = stride == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,6 +19,7 @@ from halfbyte.layers.activation import ExactElementwise, ExactGELU
 from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import WeightedSite
+from halfbyte.parallel import side_by_side
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.log import GELU_SHIFT, AdaLogQuantizer, Log2Quantizer, LogQuantizer, LogSqrt2Quantizer
 from halfbyte.quantizers.twin import TwinUniformQuantizer
@@ -66,7 +68,9 @@ class AdaLog:
 
     def run(self, session: Session) -> dict[str, Any]:
         """Block by block: capture the operands of its sites, then search each site."""
-        settings = Settings.make(self.candidates, self.steps, self.rounds, session.recipe.paper_exact, self.race)
+        settings = Settings.make(
+            self.candidates, self.steps, self.rounds, paper_exact=session.recipe.paper_exact, race=self.race
+        )
         capture = BlockCapture(session, self.images)
         for block in session.parts(session.layout.blocks, "searching blocks"):
             with torch.no_grad():
@@ -92,17 +96,22 @@ class _SearchedBlock:
                 if not bool(torch.isfinite(x).all()):
                     raise ValueError("a tensor to be quantized holds values that are not finite")
         for norm, sites in reparameterizable(self.session).items():
-            if sites[0] in self.operands:
+            if all(site in self.operands for site in sites):
                 self._reparameterize(norm, sites)
-        for site in self.block.sites:
-            module = site_module(self.session.model, site.name)
-            operands = self.operands.pop(site.name)
-            if site.role in ("qk", "pv"):
-                self._search_product(site, operands)
-            elif isinstance(module, QuantConv2d):
-                self._search_convolution(module, operands["input"])
-            else:
-                self._search_linear(site, cast(QuantLinear, module), operands["input"])
+        # The largest first: then the others fill up the time of the last.
+        by_size = sorted(self.block.sites, key=lambda site: -sum(x.numel() for x in self.operands[site.name].values()))
+        side_by_side(
+            [partial(self._search, site, self.operands.pop(site.name)) for site in by_size], self.session.device
+        )
+
+    def _search(self, site: Site, operands: Operands) -> None:
+        module = site_module(self.session.model, site.name)
+        if site.role in ("qk", "pv"):
+            self._search_product(site, operands)
+        elif isinstance(module, QuantConv2d):
+            self._search_convolution(module, operands["input"])
+        else:
+            self._search_linear(site, cast(QuantLinear, module), operands["input"])
 
     def _reparameterize(self, norm: str, sites: list[str]) -> None:
         """One scale a channel by the input's own error, folded into the norm and the linears behind."""
@@ -131,7 +140,7 @@ class _SearchedBlock:
             if self.step.post_softmax == TwinUniformQuantizer.kind:
                 searched_left = TwinOperand(maps, bits, self.settings, signed=False)
             else:
-                like = LOGS[self.step.post_softmax](bits, paper_exact=self.settings.paper_exact)
+                like = LOGS[self.step.post_softmax](bits, paper_exact=self.session.recipe.paper_exact)
                 # The published scale is 1, whatever the largest attention is.
                 searched_left = LogOperand(maps, like, self.settings, search_scale=not self.settings.paper_exact)
         for operand, quantizer in zip(module.operands, search_product(searched_left, searched_right), strict=True):
@@ -148,7 +157,7 @@ class _SearchedBlock:
         elif self.step.post_gelu == TwinUniformQuantizer.kind:
             inputs = TwinOperand(values, bits, self.settings, signed=True)
         else:
-            like = LOGS[self.step.post_gelu](bits, paper_exact=self.settings.paper_exact, shift=shift)
+            like = LOGS[self.step.post_gelu](bits, paper_exact=self.session.recipe.paper_exact, shift=shift)
             inputs = LogOperand(values, like, self.settings, search_scale=True)
         rows, quantizer = search_linear(
             inputs, WeightSearch(weight[None], module.quantizer("weight").bits, self.settings)

@@ -1,0 +1,70 @@
+"""Accuracy of calibration recipes on one model at several widths: runs them and keeps a table.
+
+    python benchmarks/accuracy_table.py MODEL --weights FILE --calib DIR --val DIR [--crop-pct F] --out TABLE.json \
+        --runs adalog:4 adalog:4:1 repq:3 ...
+
+A run is RECIPE:BITS[:SEED]. Those that the table holds are not repeated. At the end the table is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--calib", type=Path)
+    parser.add_argument("--val", type=Path)
+    parser.add_argument("--crop-pct", type=float)
+    parser.add_argument("--calib-images", type=int, default=32)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RECIPE:BITS[:SEED]")
+    options = parser.parse_args()
+    for run in options.runs:
+        recipe, bits, seed = (*run.split(":"), "0")[:3]
+        if any(row["run"] == [recipe, int(bits), int(seed)] for row in _rows(options.out)):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = halfbyte.quantize(
+                model=options.model, weights=options.weights, calib=options.calib, val=options.val,
+                crop_pct=options.crop_pct, calib_images=options.calib_images, recipe=recipe,
+                w_bits=int(bits), a_bits=int(bits), seed=int(seed), out=Path(folder) / "run",
+            ).metrics  # fmt: skip
+        row = {
+            "run": [recipe, int(bits), int(seed)],
+            **{
+                key: metrics[key]
+                for key in ("model", "weights", "images", "float", "quantized", "seconds", "environment")
+            },
+        }
+        # Read again: another process may have added to the table.
+        options.out.write_text(json.dumps([*_rows(options.out), row], indent=1) + "\n")
+    print(_markdown(sorted(_rows(options.out), key=lambda row: row["run"])))
+
+
+def _rows(table: Path) -> list[dict[str, Any]]:
+    return json.loads(table.read_text()) if table.exists() else []
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| recipe | W/A | seed | top-1 | float | agreement | KL | seconds |", "|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        recipe, bits, seed = row["run"]
+        got = row["quantized"]
+        lines.append(
+            f"| {recipe} | {bits}/{bits} | {seed} | {got['top1']:.2f} | {row['float']['top1']:.2f} "
+            f"| {got['agreement']:.1f} | {got['kl']:.3f} | {row['seconds']['total']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""AdaLog from start to end: accuracy on the embedded models, every choice of quantizer, death and continuation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import halfbyte
+from halfbyte.errors import HalfbyteError
+from halfbyte.prepare import set_state
+from halfbyte.quantizers.log import GELU_SHIFT
+
+# Top-1 on 500 images that must be left; the float models have 91 to 93 %.
+FLOORS = {("fashion_vit", 4): 88.0, ("fashion_vit", 3): 78.0, ("fashion_swin", 4): 88.0, ("fashion_swin", 3): 78.0}
+FAST = ("adalog.images=8", "adalog.rounds=1", "adalog.candidates=64", "adalog.steps=2")
+TENSORS = "model.safetensors"
+
+
+@pytest.mark.parametrize(("model", "bits"), FLOORS)
+def test_accuracy_at_few_bits(model: str, bits: int, tmp_path: Path) -> None:
+    metrics = halfbyte.quantize(
+        model=model, recipe="adalog", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=500, workers=0,
+        calib_images=32, settings=("adalog.images=16", "adalog.rounds=1"),
+    ).metrics  # fmt: skip
+    assert metrics["quantized"]["top1"] >= FLOORS[model, bits]
+    assert metrics["coverage"]["float"] == []
+
+
+@pytest.mark.parametrize("choice", ["adalog", "log2", "log_sqrt2", "uniform", "twin_uniform"])
+@pytest.mark.parametrize("paper", [False, True], ids=["deployable", "paper"])
+def test_every_quantizer_of_attention_maps_and_gelu(choice: str, paper: bool, tmp_path: Path) -> None:
+    result = halfbyte.quantize(
+        model="fashion_vit", recipe="adalog-paper" if paper else "adalog", out=tmp_path / "run", limit=100, workers=0,
+        calib_images=8, settings=(*FAST, f"adalog.post_softmax={choice}", f"adalog.post_gelu={choice}"),
+    )  # fmt: skip
+    assert result.metrics["quantized"]["top1"] >= 60
+    facts = json.loads((result.folder / "quantization.json").read_text())
+    for site in facts["sites"]:
+        if site["role"] == "pv":
+            assert site["quantizers"]["left"]["kind"] == choice
+        if site["role"] == "fc2":
+            assert site["quantizers"]["input"]["kind"] == choice
+            if "log" in choice:
+                assert site["quantizers"]["input"]["shift"] == GELU_SHIFT
+    loaded, images = halfbyte.load(result.folder), torch.randn(4, 1, 28, 28)
+    set_state(result.model, "quantized")
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), result.model(images))
+
+
+@pytest.mark.parametrize("parameter", ["post_gelu=log3", "post_softmax=none", "candidates=8", "rounds=0", "steps=0"])
+def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -> None:
+    with pytest.raises(HalfbyteError, match=parameter.split("=")[0]):
+        halfbyte.quantize(model="fashion_vit", recipe="adalog", settings=(f"adalog.{parameter}",), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_search_continues_with_the_block_where_it_stopped(tmp_path: Path) -> None:
+    options = ["fashion_vit", "--recipe", "adalog", "--calib-images", "8", "--limit", "16", "--workers", "0"]
+    options += [part for setting in FAST for part in ("--set", setting)]
+    command = [sys.executable, "-m", "halfbyte", "quantize", *options, "--out"]
+    state = tmp_path / "killed" / "resume.safetensors"
+    process = subprocess.Popen([*command, str(state.parent)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while _parts(state) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 3 <= _parts(state) < 8
+    assert not (state.parent / TENSORS).exists()
+    resumed = subprocess.run([*command, str(state.parent), "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
+    for name in (TENSORS, "config.json", "quantization.json"):
+        assert (state.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    seconds = json.loads((state.parent / "metrics.json").read_text())["seconds"]
+    assert seconds["adalog"] > 0
+
+
+def _parts(state: Path) -> int:
+    """How many blocks a saved state holds."""
+    if not state.is_file():
+        return 0
+    with safe_open(state, "pt") as file:
+        return json.loads(file.metadata()["facts"])["parts"]
