@@ -131,7 +131,10 @@ class UniformOperand(Operand):
         return progressive_search(self.grid(), error, self.settings.search, self._least())
 
     def quantizer(self, found: Found) -> UniformQuantizer:
-        return uniform_quantizer(found, self.bits, (1, -1, 1, 1) if self.of_product else (), self.covers_zero)
+        axis, shape = (1, (1, -1, 1, 1)) if self.of_product else (None, ())
+        quantizer = UniformQuantizer(self.bits, axis, covers_zero=self.covers_zero)
+        quantizer.set_parameters(found.scale.reshape(shape), found.other.reshape(shape))
+        return quantizer
 
     def _least(self) -> float:
         return LEAST_ACTIVATION_SCALE if self.settings.paper_exact else 0.0
@@ -221,14 +224,3 @@ class TwinOperand(Operand):
         quantizer = TwinUniformQuantizer(self.bits, signed=self.signed)
         quantizer.set_scales(found.scale[0], found.scale[0] * 2.0 ** found.other[0])
         return quantizer
-
-
-def uniform_quantizer(
-    found: Found, bits: int, shape: tuple[int, ...], covers_zero: bool = False, axis: int | None = None
-) -> UniformQuantizer:
-    """The affine quantizer of what was found, its parameters in `shape`."""
-    if axis is None and len(shape) == 4:
-        axis = 1
-    quantizer = UniformQuantizer(bits, axis, covers_zero=covers_zero)
-    quantizer.set_parameters(found.scale.reshape(shape), found.other.reshape(shape))
-    return quantizer
