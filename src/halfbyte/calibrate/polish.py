@@ -9,6 +9,7 @@ least error, exactly (section 4.3 F of the method's analysis, carried through).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,44 +57,73 @@ class Crossing:
 
 def best_scale(form: Form, crossing: Crossing, start: Tensor, end: Tensor) -> Tensor:
     """For each of R searches the scale of its window `[start, end]` `[R]` with the least error: float32 `[R]`."""
-    searches, rows = len(start), len(form.values)
-    pull = form.pull
-    if crossing.offset:
-        flat = torch.full_like(form.values[:: rows // len(form.matrices)][: len(form.matrices)], crossing.offset)
-        by_group = torch.bmm(flat[:, None], form.matrices)
-        pull = pull - by_group.expand(-1, rows // len(form.matrices), -1).reshape(rows, -1)
+    searches = len(start)
+    pull = _pull(form, crossing.offset)
     spread = form.spread(crossing.levels)
+    changes = _by_scale(crossing, len(form.values) // searches)
+    change_a, change_b = _effects(form, changes, spread, pull)
     a = (crossing.levels * spread).double().view(searches, -1).sum(1)
     b = (crossing.levels * pull).double().view(searches, -1).sum(1)
-    owner = crossing.row // (rows // searches)
+    # A parabola before the first change of each search, and one behind every change.
+    searched = torch.arange(searches, device=start.device)
+    owner = torch.cat((searched, changes.owner))
+    firsts = torch.searchsorted(changes.owner, searched)
+    all_a = torch.cat((a, _running(change_a, changes.owner, firsts) + a[changes.owner]))
+    all_b = torch.cat((b, _running(change_b, changes.owner, firsts) + b[changes.owner]))
+    low, high = _intervals(changes, firsts, start.double(), end.double())
+    vertex = all_b / all_a.clamp(min=1e-300)
+    best = torch.minimum(torch.maximum(vertex, _inside(low, high, 1e-6)), _inside(high, low, 1e-6))
+    ranked = _sorted(owner, best * (best * all_a - 2 * all_b))
+    return best[ranked[torch.searchsorted(owner[ranked], searched)]].float()
+
+
+class _Changes(NamedTuple):
+    """A crossing's changes, those of one search after the other, by the scale at which they happen."""
+
+    owner: Tensor
+    row: Tensor
+    column: Tensor
+    change: Tensor
+    scale: Tensor
+
+
+def _by_scale(crossing: Crossing, rows_of_a_search: int) -> _Changes:
+    owner = crossing.row // rows_of_a_search
     order = _sorted(owner, crossing.scale)
-    owner, row, column = owner[order], crossing.row[order], crossing.column[order]
-    change, scale = crossing.change[order].double(), crossing.scale[order].double()
-    group = row // (rows // len(form.matrices))
-    change_a = 2 * change * spread[row, column].double()
-    change_a += change.square() * form.matrices[group, column, column].double() + _pairs(form, row, column, change)
-    change_b = change * pull[row, column].double()
-    # Every search begins with its values at the start of the window.
-    firsts = torch.searchsorted(owner, torch.arange(searches, device=owner.device))
-    after_a = _running(change_a, owner, firsts) + a[owner]
-    after_b = _running(change_b, owner, firsts) + b[owner]
-    until = torch.cat((scale[1:], scale[-1:]))
-    is_last = torch.ones_like(owner, dtype=torch.bool)
-    is_last[:-1] = owner[1:] != owner[:-1]
-    until = torch.where(is_last, end.double()[owner], until)
-    before_first = torch.where(
-        torch.bincount(owner, minlength=searches) > 0,
-        torch.cat((scale, scale.new_zeros(1)))[firsts], end.double(),
+    return _Changes(
+        owner[order], crossing.row[order], crossing.column[order],
+        crossing.change[order].double(), crossing.scale[order].double(),
     )  # fmt: skip
-    owners = torch.cat((torch.arange(searches, device=owner.device), owner))
-    low, high = torch.cat((start.double(), scale)), torch.cat((before_first, until))
-    all_a, all_b = torch.cat((a, after_a)), torch.cat((b, after_b))
-    best = torch.minimum(
-        torch.maximum(all_b / all_a.clamp(min=1e-300), _inside(low, high, 1e-6)), _inside(high, low, 1e-6)
-    )
-    error = best * (best * all_a - 2 * all_b)
-    ranked = _sorted(owners, error)
-    return best[ranked[torch.searchsorted(owners[ranked], torch.arange(searches, device=owner.device))]].float()
+
+
+def _pull(form: Form, offset: float) -> Tensor:
+    """h for levels without the offset: h - offset * (1 M)."""
+    if not offset:
+        return form.pull
+    ones = form.values.new_full((len(form.matrices), 1, form.values.shape[1]), offset)
+    moved = torch.bmm(ones, form.matrices)
+    rows = len(form.values) // len(form.matrices)
+    return form.pull - moved.expand(-1, rows, -1).reshape(form.pull.shape)
+
+
+def _effects(form: Form, changes: _Changes, spread: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much each change moves a and b, the earlier ones of its row done."""
+    row, column, change = changes.row, changes.column, changes.change
+    group = row // (len(form.values) // len(form.matrices))
+    itself = change.square() * form.matrices[group, column, column].double()
+    change_a = 2 * change * spread[row, column].double() + itself + _pairs(form, row, column, change)
+    return change_a, change * pull[row, column].double()
+
+
+def _intervals(changes: _Changes, firsts: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each parabola holds: first those before any change, then those behind each."""
+    owner, scale = changes.owner, changes.scale
+    last = torch.ones_like(owner, dtype=torch.bool)
+    last[:-1] = owner[1:] != owner[:-1]
+    until = torch.where(last, end[owner], torch.cat((scale[1:], scale[-1:])))
+    changed = torch.bincount(owner, minlength=len(start)) > 0
+    first = torch.where(changed, torch.cat((scale, scale.new_zeros(1)))[firsts], end)
+    return torch.cat((start, scale)), torch.cat((first, until))
 
 
 def _inside(edge: Tensor, other: Tensor, share: float) -> Tensor:
