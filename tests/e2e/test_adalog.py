@@ -28,15 +28,21 @@ TENSORS = "model.safetensors"
 def test_accuracy_at_few_bits(model: str, bits: int, tmp_path: Path) -> None:
     metrics = halfbyte.quantize(
         model=model, recipe="adalog", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=500, workers=0,
-        calib_images=32, settings=("adalog.images=16", "adalog.rounds=1"),
+        calib_images=32, settings=("adalog.images=8", "adalog.rounds=1"),
     ).metrics  # fmt: skip
     assert metrics["quantized"]["top1"] >= FLOORS[model, bits]
     assert metrics["coverage"]["float"] == []
 
 
-@pytest.mark.parametrize("choice", ["adalog", "log2", "log_sqrt2", "uniform", "twin_uniform"])
-@pytest.mark.parametrize("paper", [False, True], ids=["deployable", "paper"])
-def test_every_quantizer_of_attention_maps_and_gelu(choice: str, paper: bool, tmp_path: Path) -> None:
+CHOICES = {
+    "adalog": False, "adalog-paper": True, "log2-paper": True, "log_sqrt2": False, "uniform": False,
+    "twin_uniform": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "paper"), CHOICES.items(), ids=CHOICES)
+def test_every_quantizer_of_attention_maps_and_gelu(name: str, paper: bool, tmp_path: Path) -> None:
+    choice = name.removesuffix("-paper")
     result = halfbyte.quantize(
         model="fashion_vit", recipe="adalog-paper" if paper else "adalog", out=tmp_path / "run", limit=100, workers=0,
         calib_images=8, settings=(*FAST, f"adalog.post_softmax={choice}", f"adalog.post_gelu={choice}"),
