@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.layers.norm import ExactLayerNorm
@@ -38,11 +38,8 @@ class Edit:
 @EDITS.register("add_bias")
 def add_bias(model: nn.Module, site: str) -> None:
     """Give a site without a bias one of zeros `[O]`."""
-    module = site_module(model, site)
-    if not isinstance(module, WeightedSite):
-        raise HalfbyteError(f"the site {site} has no weight and takes no bias")
+    module, weight = _weighted(model, site)
     if module.bias is None:
-        weight = module.float_weight()
         del module.bias
         module.bias = nn.Parameter(torch.zeros(weight.shape[0], device=weight.device))
 
@@ -64,9 +61,14 @@ def add_norm_affine(model: nn.Module, norm: str) -> None:
 @EDITS.register("track_scale")
 def track_scale(model: nn.Module, site: str) -> None:
     """Let a site remember what its weight's input channels were multiplied by (`WeightedSite.folded_scale` `[I]`)."""
+    module, weight = _weighted(model, site)
+    if module.folded_scale is None:
+        module.folded_scale = torch.ones(weight.shape[1], device=weight.device)
+
+
+def _weighted(model: nn.Module, site: str) -> tuple[WeightedSite, Tensor]:
+    """A site that has a weight, and this as float."""
     module = site_module(model, site)
     if not isinstance(module, WeightedSite):
-        raise HalfbyteError(f"the site {site} has no weight to be rescaled")
-    if module.folded_scale is None:
-        weight = module.float_weight()
-        module.folded_scale = torch.ones(weight.shape[1], device=weight.device)
+        raise HalfbyteError(f"the site {site} is a product of activations and has no weight")
+    return module, module.float_weight()

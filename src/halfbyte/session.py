@@ -19,6 +19,7 @@ from halfbyte.data.images import ImageSet, batches
 from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout
+from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.progress import Progress
 from halfbyte.quantizers.kinds import build_quantizer
@@ -166,11 +167,17 @@ class Session:
                 self.edit(plain["name"], **plain["arguments"])
             self.generator.set_state(tensors.pop("__generator__"))
             for name, specs in facts["quantizers"].items():
+                module = site_module(self.model, name)
                 for operand, spec in specs.items():
                     quantizer = build_quantizer(spec)
                     for buffer in list(quantizer._buffers):
                         setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}", None))
-                    site_module(self.model, name).set_quantizer(operand, quantizer.to(self.device))
+                    module.set_quantizer(operand, quantizer.to(self.device))
+                if (
+                    isinstance(module, WeightedSite)
+                    and (codes := tensors.pop(f"{name}.weight_codes", None)) is not None
+                ):
+                    module.weight_codes = codes.to(self.device)
             self.model.load_state_dict(tensors, strict=False)
             self.reports = [StepReport(**report) for report in facts["reports"]]
             self._parts, self._spent = int(facts["parts"]), float(facts["spent"])

@@ -133,3 +133,20 @@ def test_other_weights_are_refused(go_on, tmp_path):
 def test_a_recipe_of_the_other_exactness_is_refused(go_on, later):
     later.write_text("name: later\npaper_exact: true\nsteps: [shift]\n")
     go_on().refused("is not paper_exact", "use a recipe alike")
+
+
+def test_a_resumed_run_keeps_the_codes_from_which_it_started(start, later, tmp_path):
+    """Also where they are not the nearest ones to the weights, as after a step that learned their rounding."""
+    options = Options(start=start, recipe=later, calib_images=32, limit=8, workers=0)
+
+    def session():
+        inputs = read_inputs(options, resolved_recipe(options), Progress(quiet=True))
+        return api._session(inputs, options, Progress(quiet=True))
+
+    first, second = session(), session()
+    name = "blocks.1.mlp.fc1"
+    site_module(first.model, name).weight_codes[0, 0] ^= 1
+    first.save_state(tmp_path)
+    assert second.restore_state(tmp_path)
+    assert torch.equal(site_module(second.model, name).codes(), site_module(first.model, name).codes())
+    assert second.edits == first.edits

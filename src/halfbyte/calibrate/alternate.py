@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from halfbyte.calibrate.fpcs import CandidateError, Found, better, progressive_search
-from halfbyte.calibrate.grids import Candidates, Grid, uniform_grid
+from halfbyte.calibrate.fpcs import CandidateError, Found, progressive_search
+from halfbyte.calibrate.grids import Grid, uniform_grid
 from halfbyte.calibrate.operands import MOST_ZERO_POINTS, Operand, Settings
 from halfbyte.calibrate.output_error import OutputError, WeightError, quantization_change
 from halfbyte.calibrate.own_error import OwnError
@@ -40,12 +39,8 @@ class WeightSearch:
         return progressive_search(self.grid, OwnError(self.rows, self.bits), self.settings.search)
 
     def improved(self, error: CandidateError, current: Found) -> Found:
-        """The best rows of one search and, unless `paper_exact`, of those before."""
-        found = progressive_search(self.grid, error, self.settings.search)
-        if self.settings.paper_exact:
-            return found
-        known = error(Candidates(current.scale[None], current.other[None]))[0]
-        return better(found, replace(current, error=known))
+        """The result of one search, or the rows of `current` that are better."""
+        return self.settings.kept(progressive_search(self.grid, error, self.settings.search), current, error)
 
     def change(self, found: Found) -> Tensor:
         """Quantized weight less weight."""

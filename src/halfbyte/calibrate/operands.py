@@ -47,6 +47,13 @@ class Settings:
         )  # fmt: skip
         return Settings(search, rounds, paper_exact)
 
+    def kept(self, found: Found, current: Found, error: CandidateError) -> Found:
+        """Row by row the better of what a round found and what there was (the published rounds do not look back)."""
+        if self.paper_exact:
+            return found
+        known = error(Candidates(current.scale[None], current.other[None]))[0]
+        return better(found, replace(current, error=known))
+
 
 class Operand(ABC):
     """An activation: `values` `[H, G, m, K]` for H heads searched on their own; K is what the product sums over."""
@@ -74,12 +81,8 @@ class Operand(ABC):
         """The quantizer with the parameters found."""
 
     def improved(self, error: CandidateError, current: Found) -> Found:
-        """The result of one search, or `current` where it is better (the published rounds do not look back)."""
-        found = self.searched(error, current)
-        if self.settings.paper_exact:
-            return found
-        known = error(Candidates(current.scale[None], current.other[None]))[0]
-        return better(found, replace(current, error=known))
+        """The result of one search, or `current` where it is better."""
+        return self.settings.kept(self.searched(error, current), current, error)
 
     def quantized(self, found: Found) -> Tensor:
         """The values as the quantizer gives them back, in their shape."""

@@ -29,7 +29,7 @@ from halfbyte.steps.reparameterize import constant_channels, fold_channels, repa
 
 LOGS: dict[str, type[LogQuantizer]] = {kind.kind: kind for kind in (AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer)}
 CHOICES = (*LOGS, "uniform", TwinUniformQuantizer.kind)
-MOST_CANDIDATES, MOST_STEPS, MOST_ROUNDS = 4096, 20, 20
+LIMITS = {"images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20)}
 # A nonlinearity that reaches less far below zero is taken for one that does not.
 LEAST_SHIFT = 0.01
 # Patches of a convolution's input that are unfolded at a time.
@@ -57,11 +57,9 @@ class AdaLog:
     race: bool = True
 
     def __post_init__(self) -> None:
-        limits = {"images": 2**31, "candidates": MOST_CANDIDATES, "steps": MOST_STEPS, "rounds": MOST_ROUNDS}
-        least = {"candidates": 64}
-        for name, most in limits.items():
-            if not least.get(name, 1) <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from {least.get(name, 1)} to {most}")
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most}")
         for name in ("post_softmax", "post_gelu"):
             if getattr(self, name) not in CHOICES:
                 raise ValueError(f"{name} must be one of {', '.join(CHOICES)}")
