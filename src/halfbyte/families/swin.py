@@ -8,7 +8,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, Win
 from torch import nn
 
 from halfbyte.families.sketch import Sketch, handles
-from halfbyte.layers.adapters import SwinAttention
+from halfbyte.layers.attention import SwinAttention
 
 
 @handles(WindowAttention)

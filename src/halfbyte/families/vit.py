@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import nn
 
 from halfbyte.families.sketch import Sketch, handles
-from halfbyte.layers.adapters import AttentionAdapter, BeitAttention, PlainViTAttention, ViTAttention
+from halfbyte.layers.attention import AttentionAdapter, BeitAttention, PlainViTAttention, ViTAttention
 
 _ADAPTERS: dict[type[nn.Module], type[AttentionAdapter]] = {
     Attention: PlainViTAttention,
