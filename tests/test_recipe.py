@@ -19,7 +19,7 @@ steps:
 def test_a_recipe_survives_being_written() -> None:
     recipe = with_defaults(parse_recipe(GOOD, "good.yaml"))
     assert parse_recipe(recipe.as_yaml(), "again").as_dict() == recipe.as_dict()
-    assert recipe.bits.roles == {"stem": Bits(8, 8), "head": Bits(6, None)}
+    assert recipe.bits.roles == {"stem": Bits(8, 8), "head": Bits(6, None), "side": Bits(8, 8)}
     assert recipe.bits.sites == {"blocks.0.*": Bits(5, 5)}
     assert dict(recipe.steps[0].parameters) == {"images": 16, "percentiles": [0.999, 0.9999, 0.99999]}
 

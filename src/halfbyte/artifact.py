@@ -34,7 +34,7 @@ from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import checked_preprocessing, create_architecture
-from halfbyte.prepare import example_input, prepare, set_state, site_module
+from halfbyte.prepare import example_input, prepare, set_state, settle, site_module
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
 
@@ -122,7 +122,8 @@ def load_artifact(folder: str | Path) -> Artifact:
         _check_model(model, facts, config)
         layout = prepare(model, describe(model))
         for edit in facts["edits"]:
-            Edit(edit["name"], edit["arguments"]).apply(model)
+            layout = Edit(edit["name"], edit["arguments"]).apply(model, layout)
+        layout = settle(model, layout)
         if [(entry["name"], entry["role"]) for entry in facts["sites"]] != [(s.name, s.role) for s in layout.sites]:
             raise HalfbyteError(f"the sites are not those of {source['architecture']}")
         for entry in facts["sites"]:

@@ -49,7 +49,7 @@ def coverage(model: nn.Module, layout: Layout) -> dict[str, Any]:
     of the innermost module that runs the operation.
     """
     tracker = _Tracker({site.name for site in layout.sites})
-    with torch.no_grad(), model_state(model, "float"), tracker.following(model), tracker:
+    with torch.no_grad(), model_state(model, "observe"), tracker.following(model), tracker:
         model(example_input(model))
     outside = sum(entry["macs"] for entry in tracker.found)
     inside = sum(site.macs for site in layout.sites)

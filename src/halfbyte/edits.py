@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.families.layout import Layout, Site
+from halfbyte.layers.branch import Branch
+from halfbyte.layers.compensation import Shape, compensation
 from halfbyte.layers.norm import ExactLayerNorm
-from halfbyte.layers.site import WeightedSite
+from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.registry import Registry
 
-EditFunction = Callable[..., None]
+EditFunction = Callable[..., Layout]
 EDITS: Registry[EditFunction] = Registry("edit")
 
 
@@ -26,26 +29,30 @@ class Edit:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def apply(self, model: nn.Module) -> None:
-        """Make the change; raises `HalfbyteError` for an unknown name or arguments that do not fit."""
+    def apply(self, model: nn.Module, layout: Layout) -> Layout:
+        """Make the change; returns the layout with the sites that it added.
+
+        Raises `HalfbyteError` for an unknown name or arguments that do not fit.
+        """
         function = EDITS.get(self.name)
         try:
-            function(model, **self.arguments)
-        except (TypeError, AttributeError) as error:
+            return function(model, layout, **self.arguments)
+        except (TypeError, ValueError, AttributeError) as error:
             raise HalfbyteError(f"the edit {self.name} does not fit the model: {error}") from None
 
 
 @EDITS.register("add_bias")
-def add_bias(model: nn.Module, site: str) -> None:
+def add_bias(model: nn.Module, layout: Layout, site: str) -> Layout:
     """Give a site without a bias one of zeros `[O]`."""
     module, weight = _weighted(model, site)
     if module.bias is None:
         del module.bias
         module.bias = nn.Parameter(torch.zeros(weight.shape[0], device=weight.device))
+    return layout
 
 
 @EDITS.register("add_norm_affine")
-def add_norm_affine(model: nn.Module, norm: str) -> None:
+def add_norm_affine(model: nn.Module, layout: Layout, norm: str) -> Layout:
     """Give a norm without weight or bias those of the identity `[C]`."""
     module = model.get_submodule(norm)
     if not isinstance(module, ExactLayerNorm):
@@ -56,14 +63,44 @@ def add_norm_affine(model: nn.Module, norm: str) -> None:
         if getattr(module, name) is None:
             delattr(module, name)
             setattr(module, name, nn.Parameter(torch.full((channels,), fill, device=device)))
+    return layout
 
 
 @EDITS.register("track_scale")
-def track_scale(model: nn.Module, site: str) -> None:
+def track_scale(model: nn.Module, layout: Layout, site: str) -> Layout:
     """Let a site remember what its weight's input channels were multiplied by (`WeightedSite.folded_scale` `[I]`)."""
     module, weight = _weighted(model, site)
     if module.folded_scale is None:
         module.folded_scale = torch.ones(weight.shape[1], device=weight.device)
+    return layout
+
+
+@EDITS.register("add_compensation")
+def add_compensation(
+    model: nn.Module,
+    layout: Layout,
+    block: str,
+    at: str,
+    child: str,
+    form: str,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    rank: int,
+) -> Layout:
+    """Add a linear map of a block's input to the output of `at`, a module in it; zeros until it is filled."""
+    branch = compensation(form, Shape(inputs, outputs, kernel, stride, groups), rank)
+    branch.attach(child, model.get_submodule(at), model.get_submodule(block), "input")
+    return _with_branch(model, layout, block, f"{at}.{child}", branch)
+
+
+def _with_branch(model: nn.Module, layout: Layout, block: str, path: str, branch: Branch) -> Layout:
+    """The layout with the sites of a branch that was attached at `path`."""
+    branch.to(next(model.parameters()).device).train(model.training)
+    inside = [name for name, module in branch.named_modules() if isinstance(module, SiteModule)]
+    return layout.with_sites(Site(f"{path}.{name}", "side", block) for name in inside)
 
 
 def _weighted(model: nn.Module, site: str) -> tuple[WeightedSite, Tensor]:

@@ -85,21 +85,24 @@ def metrics(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> 
 
 
 @torch.inference_mode()
-def site_sqnr(model: nn.Module, layout: Layout, pixels: Tensor) -> dict[str, float]:
+def site_sqnr(model: nn.Module, layout: Layout, pixels: Tensor) -> dict[str, float | None]:
     """Signal-to-quantization-noise ratio in dB of each site's output for images `[B, C, H, W]`.
 
     Signal: what the site gives in the state `float`; noise: what it gives in the state `quantized`, less that. An error
-    of zero counts as 200 dB. Only one image's outputs are kept at a time.
+    of zero counts as 200 dB. What stands beside a block runs in no float model: None. Only one image's outputs are
+    kept at a time.
     """
+    own = {site.name for site in layout.sites if site.role != "side"}
     signal: dict[str, float] = {site.name: 0.0 for site in layout.sites}
     noise = dict(signal)
     for image in pixels:
         kept = _outputs(model, layout, image[None], "float")
-        for name, outputs in _outputs(model, layout, image[None], "quantized").items():
-            for exact, got in zip(kept[name], outputs, strict=True):
+        quantized = _outputs(model, layout, image[None], "quantized")
+        for name in own:
+            for exact, got in zip(kept[name], quantized[name], strict=True):
                 signal[name] += float(exact.double().square().sum())
                 noise[name] += float((got.double() - exact.double()).square().sum())
-    return {name: _decibel(signal[name], noise[name]) for name in signal}
+    return {name: _decibel(signal[name], noise[name]) if name in own else None for name in signal}
 
 
 def _outputs(model: nn.Module, layout: Layout, image: Tensor, state: Any) -> dict[str, list[Tensor]]:

@@ -12,24 +12,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfbyte.families.layout import Layout
+from halfbyte.families.layout import Layout, Site
+from halfbyte.layers.compensation import HalfBranch
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.packing import packed_size
 from halfbyte.quantizers.uniform import UniformQuantizer
-from halfbyte.recipe import BitPlan
 
-FLOAT_BITS = 32
+FLOAT_BITS, HALF_BITS = 32, 16
 
 
-def operations(layout: Layout, plan: BitPlan, coverage: dict[str, Any]) -> dict[str, int]:
-    """Multiply-accumulates for one image, and bit operations: each times the bits of both operands (32 in float)."""
-    total = sum(entry["macs"] for entry in coverage["float"]) * FLOAT_BITS**2
+def operations(model: nn.Module, layout: Layout, coverage: dict[str, Any]) -> dict[str, int]:
+    """Multiply-accumulates for one image, and bit operations: each times the bits of both operands (32 in float).
+
+    `side_macs` and `side_bit_operations` are the part of what stands beside the blocks.
+    """
+    total = side = side_bits = 0
     for site in layout.sites:
-        weight, activation = plan.of(site)
-        total += site.macs * activation * (activation if site.role in ("qk", "pv") else weight)
-    return {"macs": int(coverage["macs"]), "bit_operations": int(total)}
+        first, second = site_bits(model, site)
+        total += site.macs * first * second
+        if site.role == "side":
+            side, side_bits = side + site.macs, side_bits + site.macs * first * second
+    for entry in coverage["float"]:
+        bits = FLOAT_BITS
+        if isinstance(model.get_submodule(entry["where"]), HalfBranch):
+            bits = HALF_BITS
+            side, side_bits = side + entry["macs"], side_bits + entry["macs"] * bits**2
+        total += entry["macs"] * bits**2
+    return {"macs": int(coverage["macs"]), "bit_operations": int(total),
+            "side_macs": int(side), "side_bit_operations": int(side_bits)}  # fmt: skip
+
+
+def site_bits(model: nn.Module, site: Site) -> tuple[int, int]:
+    """The bits of a site's weight and activation; of its two operands where both are activations."""
+    module = site_module(model, site.name)
+    first, second = (module.quantizer(operand).bits for operand in reversed(site.operands))
+    return first, second
 
 
 def describe_sites(model: nn.Module, layout: Layout, known: list[dict[str, Any]]) -> list[dict[str, Any]]:

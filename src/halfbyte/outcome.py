@@ -8,9 +8,9 @@ from typing import Any
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact
 from halfbyte.coverage import coverage
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
-from halfbyte.facts import environment, operations, peak_rss_bytes
+from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
 from halfbyte.inputs import Inputs
-from halfbyte.prepare import model_state
+from halfbyte.prepare import model_state, settle
 from halfbyte.report.run import render_run
 from halfbyte.run_folder import RunFolder
 from halfbyte.session import Session
@@ -21,6 +21,7 @@ SQNR_IMAGES = 8
 def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
     """Evaluate the session's model, write artifact, metrics and report into `folder`; returns the metrics."""
     round_leftovers(session.model)
+    session.layout = settle(session.model, session.layout)
     start = time.perf_counter()
     floats, quantized = _compare(session, inputs)
     seconds = {report.step: report.seconds for report in session.reports}
@@ -42,7 +43,7 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
         "float": floats,
         "quantized": quantized,
         "bytes": {"float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()), "artifact": size},
-        "operations": operations(session.layout, recipe.bits, left),
+        "operations": operations(session.model, session.layout, left),
         "seconds": {**seconds, "evaluate": evaluation, "total": total},
         "peak_rss_bytes": peak_rss_bytes(),
         "sites": sites,
@@ -68,7 +69,7 @@ def _sites(session: Session, inputs: Inputs) -> list[dict[str, Any]]:
     sqnr = site_sqnr(session.model, session.layout, images)
     rows = []
     for site in session.layout.sites:
-        weight, activation = inputs.recipe.bits.of(site)
+        weight, activation = site_bits(session.model, site)
         bits = {"weight": weight if "weight" in site.operands else None, "activation": activation}
         rows.append({"name": site.name, "role": site.role, "bits": bits, "sqnr_db": sqnr[site.name]})
     return rows

@@ -17,7 +17,7 @@ from halfbyte.families.leftovers import replacement
 from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.matmul import QuantMatMul
-from halfbyte.layers.site import Observer, SiteModule, State, Stateful
+from halfbyte.layers.site import Observer, SiteModule, State, Stateful, WeightedSite
 from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.recipe import BitPlan
 
@@ -39,18 +39,24 @@ def prepare(model: nn.Module, layout: Layout, plan: BitPlan | None = None) -> La
     for path, module in list(model.named_modules()):
         if path in dict(model.named_modules()) and (new := replacement(module)) is not None:
             _replace(model, path, new)
-    called = _probe(model, layout)
+    called = _probe(model, layout, "float")
     for name, original in swapped.items():
         if name not in called:
             _replace(model, name, original)
-    sites = [replace(site, macs=called[site.name]) for site in layout.sites if site.name in called]
-    sites.sort(key=lambda site: list(called).index(site.name))
-    layout = Layout.of(sites, layout.adapters)
+    layout = _in_order(layout, called)
     if plan is not None:
         _check_plan(plan, layout)
         for site in layout.sites:
             set_default_quantizers(site_module(model, site.name), *plan.of(site))
     return layout
+
+
+def settle(model: nn.Module, layout: Layout) -> Layout:
+    """The layout of a model to which edits have added sites: in the order in which they run, multiply-accumulates
+    counted."""
+    if all(site.macs for site in layout.sites):
+        return layout
+    return _in_order(layout, _probe(model, layout, "observe"))
 
 
 def site_module(model: nn.Module, name: str) -> SiteModule:
@@ -127,7 +133,13 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
                 setattr(parent, name, module)
 
 
-def _probe(model: nn.Module, layout: Layout) -> dict[str, int]:
+def _in_order(layout: Layout, called: dict[str, int]) -> Layout:
+    sites = [replace(site, macs=called[site.name]) for site in layout.sites if site.name in called]
+    sites.sort(key=lambda site: list(called).index(site.name))
+    return Layout.of(sites, layout.adapters, {block.name: block.end for block in layout.blocks})
+
+
+def _probe(model: nn.Module, layout: Layout, state: State) -> dict[str, int]:
     """Run one image: the sites that are called, in order, with the multiply-accumulates of all their calls."""
     called: dict[str, int] = {}
 
@@ -143,7 +155,7 @@ def _probe(model: nn.Module, layout: Layout) -> dict[str, int]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), model_state(model, "float"):
+        with torch.no_grad(), model_state(model, state):
             model(example_input(model))
     finally:
         for hook in hooks:
@@ -156,8 +168,8 @@ def _probe(model: nn.Module, layout: Layout) -> dict[str, int]:
 def _macs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
     if isinstance(module, QuantMatMul):
         return output.numel() * inputs[0].shape[-1]
-    weight = cast(Tensor, module.weight)
-    return output.numel() * weight[0].numel()
+    weight = module.weight if module.weight is not None else cast(WeightedSite, module).codes()
+    return output.numel() * cast(Tensor, weight)[0].numel()
 
 
 def _check_plan(plan: BitPlan, layout: Layout) -> None:

@@ -28,8 +28,8 @@ class Bits:
     activation: int | None = None
 
 
-# The first and the last layer hold few of the weights and most of the damage.
-DEFAULT_ROLES = {"stem": Bits(8, 8), "head": Bits(8, 8)}
+# The first and the last layer hold few of the weights and most of the damage; what stands beside a block repairs it.
+DEFAULT_ROLES = {"stem": Bits(8, 8), "head": Bits(8, 8), "side": Bits(8, 8)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halfbyte.data.images import ImageSet, batches
+from halfbyte.distributed import World
 from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout
@@ -70,8 +71,11 @@ class Session:
     batch_size: int = 32
     workers: int = 0
     folder: Path | None = None
+    world: World = field(default_factory=World)
     edits: list[Edit] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
+    # Figures of the parts of the step that runs now: they outlive a kill.
+    notes: list[dict[str, Any]] = field(default_factory=list)
     # Of the step that runs now: parts that are done, seconds that it took before the run was killed, its start.
     _parts: int = 0
     _spent: float = 0.0
@@ -83,7 +87,7 @@ class Session:
         figures = step.run(self)
         report = StepReport(name, round(time.perf_counter() - self._start, 3), figures)
         self.reports.append(report)
-        self._parts, self._spent = 0, 0.0
+        self._parts, self._spent, self.notes = 0, 0.0, []
         self._save()
         return report
 
@@ -104,7 +108,7 @@ class Session:
     def edit(self, name: str, **arguments: Any) -> None:
         """Make a named change of structure and record it, so that a saved model can be rebuilt."""
         edit = Edit(name, arguments)
-        edit.apply(self.model)
+        self.layout = edit.apply(self.model, self.layout)
         self.edits.append(edit)
 
     def images(self, count: int, batch_size: int | None = None) -> Iterator[Tensor]:
@@ -121,13 +125,20 @@ class Session:
         for images, _ in batches(subset, batch_size or self.batch_size, self.workers):
             yield images.to(self.device)
 
+    def own_images(self, count: int, batch_size: int) -> Iterator[Tensor]:
+        """Of the same batches those that fall to this process: all, or under torchrun every so-many-th."""
+        starts = range(0, count, batch_size)[self.world.rank :: self.world.size]
+        own = [number for start in starts for number in range(start, min(start + batch_size, count))]
+        for images, _ in batches(self.calibration.subset(own), batch_size, self.workers):
+            yield images.to(self.device)
+
     def save_state(self, folder: Path) -> None:
         """Write everything that the remaining steps need, so that the run can continue after the reports so far."""
         facts = {
             "recipe": self.recipe.as_dict(),
             "edits": [asdict(edit) for edit in self.edits],
             "reports": [asdict(report) for report in self.reports],
-            "parts": self._parts, "spent": self._spent,
+            "parts": self._parts, "spent": self._spent, "notes": self.notes,
             "quantizers": {
                 site.name: {operand: site_module(self.model, site.name).quantizer(operand).spec()
                             for operand in site.operands}
@@ -180,7 +191,7 @@ class Session:
                     module.weight_codes = codes.to(self.device)
             self.model.load_state_dict(tensors, strict=False)
             self.reports = [StepReport(**report) for report in facts["reports"]]
-            self._parts, self._spent = int(facts["parts"]), float(facts["spent"])
+            self._parts, self._spent, self.notes = int(facts["parts"]), float(facts["spent"]), facts["notes"]
         except HalfbyteError:
             raise
         except Exception as error:

@@ -33,7 +33,7 @@ def describe(model: nn.Module) -> Layout:
             sites.append(_site(path, role or sketch.roles.get(path) or role_of(path, module), sketch))
         if path in sketch.adapters:
             sites += [_site(f"{path}.{product}", product, sketch) for product in ("qk", "pv")]
-    return Layout.of(sites, sketch.adapters)
+    return Layout.of(sites, sketch.adapters, sketch.ends)
 
 
 def _site(path: str, role: str, sketch: Sketch) -> Site:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from halfbyte.errors import HalfbyteError, did_you_mean
 
 ROLES = (
-    "stem", "qkv", "proj", "fc1", "fc2", "gate", "reduction", "conv", "depthwise", "qk", "pv", "head",
+    "stem", "qkv", "proj", "fc1", "fc2", "gate", "reduction", "conv", "depthwise", "qk", "pv", "head", "side",
 )  # fmt: skip
 
 Adapter = Callable[[nn.Module], nn.Module]
@@ -40,10 +40,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the model that methods treat as a unit, with its sites in the order in which they run."""
+    """A part of the model that methods treat as a unit, with its sites in the order in which they run.
+
+    `end` is the path of the module whose output is added to the shortcut, where a nonlinearity follows the sum.
+    """
 
     name: str
     sites: tuple[Site, ...]
+    end: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,15 @@ class Layout:
                 return site
         raise HalfbyteError(f"unknown site {name!r}{did_you_mean(name, [site.name for site in self.sites])}")
 
+    def with_sites(self, added: Iterable[Site]) -> Layout:
+        """The layout with further sites behind the others of the blocks that they name."""
+        return Layout.of([*self.sites, *added], self.adapters, {block.name: block.end for block in self.blocks})
+
     @staticmethod
-    def of(sites: list[Site], adapters: dict[str, Adapter]) -> Layout:
-        """Group sites, given in order, into the blocks that they name."""
+    def of(sites: list[Site], adapters: dict[str, Adapter], ends: Mapping[str, str | None] | None = None) -> Layout:
+        """Group sites, given in order, into the blocks that they name; `ends` by block."""
         blocks: dict[str, list[Site]] = {}
         for site in sites:
             blocks.setdefault(site.block, []).append(site)
-        return Layout(tuple(Block(name, tuple(members)) for name, members in blocks.items()), adapters)
+        made = (Block(name, tuple(members), (ends or {}).get(name)) for name, members in blocks.items())
+        return Layout(tuple(made), adapters)

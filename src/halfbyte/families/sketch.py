@@ -12,10 +12,11 @@ from halfbyte.families.layout import Adapter
 
 @dataclass
 class Sketch:
-    """Collects blocks, roles, links and adapters by module path, and the modules that no image reaches."""
+    """Collects blocks, their ends, roles, links and adapters by module path, and the modules that no image reaches."""
 
     model: nn.Module
     blocks: set[str] = field(default_factory=set)
+    ends: dict[str, str | None] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
     activations: dict[str, str] = field(default_factory=dict)

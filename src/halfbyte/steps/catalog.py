@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import typing
 from typing import Any
@@ -12,6 +13,7 @@ from halfbyte.recipe import Recipe, StepCall, shown
 from halfbyte.registry import Registry
 from halfbyte.session import Step
 from halfbyte.steps.adalog import AdaLog
+from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.repq import RepQ
 
@@ -21,11 +23,18 @@ STEPS.register("adalog")(AdaLog)
 STEPS.register("percentile")(Percentile)
 STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
+STEPS.register("qwt")(QwT)
 
 
 def resolve(recipe: Recipe) -> list[tuple[str, Step]]:
     """The steps of a recipe with their names; raises `HalfbyteError` that names the key and the nearest spelling."""
-    return [(call.name, _build(call, recipe.source)) for call in recipe.steps]
+    steps = [(call.name, _build(call, recipe.source)) for call in recipe.steps]
+    for (before, earlier), (name, later) in itertools.pairwise(steps):
+        if later.calibrates and not earlier.calibrates:
+            raise HalfbyteError(
+                f"{recipe.source}: {name} calibrates from scratch and cannot follow {before}; put it first"
+            )
+    return steps
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
