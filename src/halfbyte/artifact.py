@@ -164,7 +164,7 @@ def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
         name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in owned and "_quantizer." not in name
-        and not name.endswith((_NOT_STORED, ".weight_codes"))
+        and not name.endswith((_NOT_STORED, ".weight_codes", ".trained_bias"))
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from halfbyte.data.store import BatchStore
 from halfbyte.families.layout import Block
+from halfbyte.layers.site import State
 from halfbyte.prepare import model_state
 from halfbyte.session import Session
 
+# What a block shall give: what it would in float for the same input, or what it gives in the float model.
+TARGETS = ("local", "stream")
 # One batch of so many decides, the others are fitted.
 HELD_OUT = 8
 
@@ -36,6 +39,17 @@ class Unit:
     chained: bool
     input_shape: torch.Size
     output_shape: torch.Size
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """For the length of a with-block, a list that gets the input and the output of each of a module's calls."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 class BlockStream:
@@ -61,11 +75,18 @@ class BlockStream:
             self._go_to(self.units.index(unit))
             yield unit
 
-    def run(self, unit: Unit, state: Any, x: Tensor) -> Tensor:
-        """The unit's output for a batch of inputs, in a state."""
+    def run(self, unit: Unit, x: Tensor, state: State = "quantized") -> Tensor:
+        """The unit's output for a batch of inputs."""
         args, keywords = unit.extra
         with torch.no_grad(), model_state(unit.module, state):
             output: Tensor = unit.module(x, *args, **keywords)
+        return output
+
+    def run_float(self, unit: Unit, x: Tensor) -> Tensor:
+        """The trained unit's output for a batch of inputs."""
+        args, keywords = unit.extra
+        with torch.no_grad():
+            output: Tensor = self.session.teacher.get_submodule(unit.block.name)(x, *args, **keywords)
         return output
 
     def numbers(self) -> range:
@@ -86,12 +107,12 @@ class BlockStream:
             self._at = None
             return
         for number in self.numbers():
-            known = outputs[number] if outputs is not None else self.run(unit, "quantized", self.inputs[number])
+            known = outputs[number] if outputs is not None else self.run(unit, self.inputs[number])
             self.inputs[number] = known
             if self.both:
                 exact = self.float_inputs[number]
                 self.float_inputs[number] = (
-                    float_outputs[number] if float_outputs is not None else self.run(unit, "float", exact)
+                    float_outputs[number] if float_outputs is not None else self.run_float(unit, exact)
                 )
         self._at += 1
 
@@ -99,25 +120,27 @@ class BlockStream:
         while self._at is not None and self._at < index:
             self.advance()
         if self._at != index:
-            self.inputs = self._from_the_start(index, "quantized")
+            name = self.units[index].block.name
+            with model_state(self.session.model, "quantized"):
+                self.inputs = self._inputs_of(self.session.model, name)
             if self.both:
-                self.float_inputs = self._from_the_start(index, "float")
+                self.float_inputs = self._inputs_of(self.session.teacher, name)
             self._at = index
 
-    def _from_the_start(self, index: int, state: Any) -> BatchStore:
+    def _inputs_of(self, model: nn.Module, name: str) -> BatchStore:
+        """What reaches a module, by running the model from its start."""
         store = BatchStore()
-        module = self.units[index].module
 
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             store.append(inputs[0])
             raise _ReachedError
 
-        handle = module.register_forward_pre_hook(keep)
+        handle = model.get_submodule(name).register_forward_pre_hook(keep)
         try:
-            with torch.no_grad(), model_state(self.session.model, state):
+            with torch.no_grad():
                 for batch in self.session.own_images(self.images, self.batch_size):
                     with suppress(_ReachedError):
-                        self.session.model(batch)
+                        model(batch)
         finally:
             handle.remove()
         return store

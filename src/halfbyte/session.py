@@ -184,11 +184,10 @@ class Session:
                     for buffer in list(quantizer._buffers):
                         setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}", None))
                     module.set_quantizer(operand, quantizer.to(self.device))
-                if (
-                    isinstance(module, WeightedSite)
-                    and (codes := tensors.pop(f"{name}.weight_codes", None)) is not None
-                ):
-                    module.weight_codes = codes.to(self.device)
+                if isinstance(module, WeightedSite):
+                    for buffer in ("weight_codes", "trained_bias"):
+                        if (saved := tensors.pop(f"{name}.{buffer}", None)) is not None:
+                            setattr(module, buffer, saved.to(self.device))
             self.model.load_state_dict(tensors, strict=False)
             self.reports = [StepReport(**report) for report in facts["reports"]]
             self._parts, self._spent, self.notes = int(facts["parts"]), float(facts["spent"]), facts["notes"]

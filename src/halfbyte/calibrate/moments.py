@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from halfbyte.distributed import World
+
+
+# Less than this share of the strongest direction's variance is what float32 rounding leaves of no variance at all.
+NO_VARIANCE = 1e-12
+
 
 class Moments:
     """Centred second moments of x `[g, N, K]` and y `[g, N, O]` (g regressions side by side), in float64.
@@ -77,20 +83,23 @@ class Moments:
         """The memory that the moments take."""
         return sum(part.numel() * part.element_size() for part in self._known())
 
-    def solve(self, ridge: float, *, relative: bool = True) -> Tensor:
-        """The map `[g, K, O]` with the least error plus `ridge` (times the mean of xx's diagonal) times its square.
+    def solve(self, ridge: float) -> Tensor:
+        """The map `[g, K, O]` with the least error plus `ridge` times the mean of xx's diagonal times its square.
 
         Directions of x that the ridge leaves singular (constant channels, more channels than rows) get no weight.
         """
-        diagonal = self.xx.diagonal(dim1=1, dim2=2)
-        scale = diagonal.mean(1) if relative else torch.ones_like(diagonal[:, 0])
-        eye = torch.eye(self.xx.shape[-1], dtype=torch.float64, device=self.xx.device)
-        damped = self.xx + (ridge * scale)[:, None, None] * eye
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        solution = torch.cholesky_solve(self.xy, factor)
-        if bool(failed.any()) or not bool(solution.isfinite().all()):
-            solution = torch.linalg.pinv(damped, hermitian=True) @ self.xy
-        return solution
+        scale = self.xx.diagonal(dim1=1, dim2=2).mean(1)
+        return _solution(_damped(self.xx, ridge * scale), self.xy)
+
+    def solve_shrunk(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The map `[g, K, O]` and the constant `[g, O]` with the least error plus `ridge` times the squares of both."""
+        # The constant that is best for a map is smaller by this than without a ridge; what it leaves of the means adds
+        # to the moments.
+        kept = self.count / (self.count + ridge)
+        mean_t = self.mean_x.transpose(1, 2) * (ridge * kept)
+        gram = _damped(self.xx + mean_t @ self.mean_x, torch.full_like(self.yy, ridge))
+        weight = _solution(gram, self.xy + mean_t @ self.mean_y)
+        return weight, kept * self.intercept(weight)
 
     def intercept(self, weight: Tensor) -> Tensor:
         """The constant `[g, O]` that goes best with a map `[g, K, O]`."""
@@ -123,3 +132,26 @@ class Moments:
         if self.parts is None:
             raise ValueError("the moments of no rows at all")
         return self.parts
+
+
+def shared(own: Moments, world: World) -> Moments:
+    """The moments of all processes' rows."""
+    merged = Moments()
+    for moments in world.gather(own):
+        merged = merged.merge(moments)
+    return merged
+
+
+def _damped(gram: Tensor, ridge: Tensor) -> Tensor:
+    """A Gram matrix `[g, K, K]` with `ridge` `[g]` on its diagonal."""
+    return gram + torch.diag_embed(ridge[:, None].expand(gram.shape[:2]))
+
+
+def _solution(gram: Tensor, right: Tensor) -> Tensor:
+    """gram^-1 right, by the pseudoinverse where directions have no variance."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots, largest = factor.diagonal(dim1=1, dim2=2).square(), gram.diagonal(dim1=1, dim2=2).amax(1)
+    if bool(failed.any()) or bool((pivots.amin(1) <= NO_VARIANCE * largest).any()):
+        inverse: Tensor = torch.linalg.pinv(gram, rtol=NO_VARIANCE, hermitian=True)
+        return inverse @ right
+    return torch.cholesky_solve(right, factor)

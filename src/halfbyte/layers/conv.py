@@ -27,7 +27,7 @@ class QuantConv2d(WeightedSite):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state == "float":
-            return self._convolve(x, self.float_weight(), self.bias)
+            return self._convolve(x, self.float_weight(), self.float_bias)
         if self.state == "observe":
             return self._convolve(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
         weight, scale, bias = self.integer_form()

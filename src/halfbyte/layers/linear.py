@@ -17,7 +17,7 @@ class QuantLinear(WeightedSite):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state == "float":
-            return F.linear(x, self.float_weight(), self.bias)
+            return F.linear(x, self.float_weight(), self.float_bias)
         if self.state == "observe":
             return F.linear(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
         weight, scale, bias = self.integer_form()

@@ -70,6 +70,7 @@ class WeightedSite(SiteModule):
     """A Site with a stored weight `[O, ...]`, quantized once and kept as codes.
 
     `folded_scale` `[I]` is what the trained weight's input channels were multiplied by, where a step rescaled them.
+    `trained_bias` `[O]` is the bias before a step corrected it, for the state `float`; an artifact does not keep it.
     """
 
     operands: ClassVar[tuple[str, str]] = ("input", "weight")
@@ -77,6 +78,7 @@ class WeightedSite(SiteModule):
     bias: Tensor | None
     weight_codes: Tensor | None
     folded_scale: Tensor | None
+    trained_bias: Tensor | None
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class WeightedSite(SiteModule):
         self.bias = bias
         self.register_buffer("weight_codes", None)
         self.register_buffer("folded_scale", None)
+        self.register_buffer("trained_bias", None)
         self._integer: tuple[tuple[object, ...], IntegerForm] | None = None
 
     def set_quantizer(self, operand: str, quantizer: Quantizer) -> None:
@@ -103,6 +106,35 @@ class WeightedSite(SiteModule):
             return self.weight_codes
         assert self.weight is not None
         return self.quantizer("weight").quantize(self.weight.detach())
+
+    @property
+    def float_bias(self) -> Tensor | None:
+        """The bias in the state `float`."""
+        return self.bias if self.trained_bias is None else self.trained_bias
+
+    @torch.no_grad()
+    def correct(self, scale: Tensor | None, shift: Tensor) -> None:
+        """Let the integer arithmetic give `scale` times what it gave, plus `shift` (`[O]` each; the codes stay).
+
+        Needs a bias. The state `float` gives what it gave.
+        """
+        assert self.bias is not None
+        codes, bias = self.codes(), self.bias.double()
+        if scale is not None:
+            quantizer = self.quantizer("weight")
+            factor = scale.double().view(-1, *[1] * (codes.ndim - 1))
+            quantizer.scale = (quantizer.factor.double() * factor).float()
+            bias = bias * scale.double()
+        self.refit(codes, bias + shift.double())
+
+    @torch.no_grad()
+    def refit(self, codes: Tensor, bias: Tensor) -> None:
+        """Take other codes and another bias `[O]` in the integer arithmetic; the state `float` gives what it gave."""
+        assert self.bias is not None
+        if self.trained_bias is None:
+            self.trained_bias = self.bias.detach().clone()
+        self.weight_codes = codes
+        self.bias.copy_(bias)
 
     def float_weight(self) -> Tensor:
         """The float weight; for a site that was loaded as codes, what these stand for."""

@@ -13,8 +13,10 @@ from halfbyte.recipe import Recipe, StepCall, shown
 from halfbyte.registry import Registry
 from halfbyte.session import Step
 from halfbyte.steps.adalog import AdaLog
+from halfbyte.steps.bias_correct import BiasCorrect
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
+from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
 
 STEPS: Registry[type[Any]] = Registry("step")
@@ -23,6 +25,8 @@ STEPS.register("adalog")(AdaLog)
 STEPS.register("percentile")(Percentile)
 STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
+STEPS.register("bias_correct")(BiasCorrect)
+STEPS.register("refit")(Refit)
 STEPS.register("qwt")(QwT)
 
 

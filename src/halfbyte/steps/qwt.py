@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from halfbyte.block_stream import BlockStream, Unit
-from halfbyte.calibrate.moments import Moments
+from halfbyte.block_stream import TARGETS, BlockStream, Unit, watched
+from halfbyte.calibrate.moments import Moments, shared
 from halfbyte.calibrate.side_fit import (
     SideFit,
     fit_full,
@@ -34,7 +34,6 @@ from halfbyte.session import Session
 
 NAME = "qwt"
 PLACES = ("output", "before_activation")
-TARGETS = ("local", "stream")
 # The published ridge of a convolution, an absolute number.
 PUBLISHED_RIDGE = 1e-3
 LIMITS = {"start_block": (0, 10**6), "rank": (0, 10**6), "factor": (1, 10**6),
@@ -158,7 +157,7 @@ class _Fitting:
         if not self.shape.kernel:
             return x.reshape(1, -1, self.shape.inputs)
         made = self.shape.module(self.shape.inputs, self.shape.outputs).to(x.device)
-        return QuantConv2d(cast(torch.nn.Conv2d, made)).patches(x)
+        return QuantConv2d(cast(nn.Conv2d, made)).patches(x)
 
     def _targets(self, y: Tensor) -> Tensor:
         """A batch of outputs as rows `[g, N, O / g]`."""
@@ -177,34 +176,26 @@ class _Fitting:
             largest = torch.maximum(largest, found.to(largest.device))
         return torch.where(largest > 0, largest_code(self.bits[1]) / largest, torch.ones_like(largest))
 
-    def _outputs(self, state: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit's output, and that of the module to which the compensation is added."""
-        seen: list[Tensor] = []
-        module = self.session.model.get_submodule(self.at)
-        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            output = self.stream.run(self.unit, state, x)
-        finally:
-            handle.remove()
-        return output, seen[-1]
-
     def _moments(self, outputs: BatchStore, float_outputs: BatchStore) -> tuple[Moments, Moments, float]:
         """Of the batches that fit and those that decide; and the spread of the error that the published R2 takes."""
         fitted, held_out = Moments(), Moments()
         sums, squares, images = torch.zeros((), dtype=torch.float64), 0.0, 0
         for number in self.stream.numbers():
             x = self.stream.inputs[number]
-            wanted, exact = self._outputs("float", self.stream.float_inputs[number] if self.stream.both else x)
-            given, quantized = self._outputs("quantized", x)
+            origin = self.stream.float_inputs[number] if self.stream.both else x
+            with watched(self.session.teacher.get_submodule(self.at)) as exact:
+                wanted = self.stream.run_float(self.unit, origin)
+            with watched(self.session.model.get_submodule(self.at)) as quantized:
+                given = self.stream.run(self.unit, x)
             outputs.append(given)
             if self.stream.both:
                 float_outputs.append(wanted)
-            error = exact - quantized
+            error = exact[-1][1] - quantized[-1][1]
             moments = held_out if self.stream.held_out(number) else fitted
             moments.add(self._rows(self._regressor(x)), self._targets(error))
             sums, squares = sums + error.double().sum(0), squares + float(error.double().square().sum())
             images += len(error)
-        fitted, held_out = (_shared(self.session, moments) for moments in (fitted, held_out))
+        fitted, held_out = (shared(moments, self.session.world) for moments in (fitted, held_out))
         # Of a convolution each place has its own mean.
         spread = squares - float(sums.square().sum()) / images if self.shape.kernel else 0.0
         return fitted, held_out, spread if self.shape.kernel else float(fitted.merge(held_out).yy.sum())
@@ -274,11 +265,3 @@ class _Fitting:
                 for number in self.stream.numbers():
                     outputs[number] = outputs[number] + branch(self.stream.inputs[number])
         self.stream.advance(outputs, known)
-
-
-def _shared(session: Session, own: Moments) -> Moments:
-    """The moments of all processes' rows."""
-    merged = Moments()
-    for moments in session.world.gather(own):
-        merged = merged.merge(moments)
-    return merged
