@@ -3,7 +3,8 @@
     python benchmarks/accuracy_table.py MODEL --weights FILE --calib DIR --val DIR [--crop-pct F] --out TABLE.json \
         --runs adalog:4 adalog:4:1 repq:3 ...
 
-A run is RECIPE:BITS[:SEED]. Those that the table holds are not repeated. At the end the table is printed.
+A run is RECIPE:BITS[:SEED][+STEP.KEY=VALUE ...], BITS those of weights and activations (4), or of each (4/8). Those
+that the table holds are not repeated. At the end the table is printed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from typing import Any
 
 import halfbyte
 
+FACTS = (
+    "model",
+    "weights",
+    "images",
+    "float",
+    "quantized",
+    "bytes",
+    "operations",
+    "seconds",
+    "peak_rss_bytes",
+    "environment",
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,28 +40,29 @@ def main() -> None:
     parser.add_argument("--crop-pct", type=float)
     parser.add_argument("--calib-images", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", nargs="+", default=[], metavar="RECIPE:BITS[:SEED]")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN")
     options = parser.parse_args()
     for run in options.runs:
-        recipe, bits, seed = (*run.split(":"), "0")[:3]
-        if any(row["run"] == [recipe, int(bits), int(seed)] for row in _rows(options.out)):
+        named, *settings = run.split("+")
+        recipe, bits, seed = (*named.split(":"), "0")[:3]
+        weight, activation = (*bits.split("/"), bits)[:2]
+        key = {"recipe": recipe, "bits": [int(weight), int(activation)], "seed": int(seed), "settings": settings}
+        if any(row["run"] == key for row in _rows(options.out)):
             continue
         with tempfile.TemporaryDirectory() as folder:
             metrics = halfbyte.quantize(
                 model=options.model, weights=options.weights, calib=options.calib, val=options.val,
                 crop_pct=options.crop_pct, calib_images=options.calib_images, recipe=recipe,
-                w_bits=int(bits), a_bits=int(bits), seed=int(seed), out=Path(folder) / "run",
+                w_bits=int(weight), a_bits=int(activation), seed=int(seed), settings=tuple(settings),
+                out=Path(folder) / "run",
             ).metrics  # fmt: skip
         row = {
-            "run": [recipe, int(bits), int(seed)],
-            **{
-                key: metrics[key]
-                for key in ("model", "weights", "images", "float", "quantized", "seconds", "environment")
-            },
+            "run": key,
+            **{fact: metrics[fact] for fact in FACTS},
         }
         # Read again: another process may have added to the table.
         options.out.write_text(json.dumps([*_rows(options.out), row], indent=1) + "\n")
-    print(_markdown(sorted(_rows(options.out), key=lambda row: row["run"])))
+    print(_markdown(sorted(_rows(options.out), key=lambda row: json.dumps(row["run"]))))
 
 
 def _rows(table: Path) -> list[dict[str, Any]]:
@@ -57,10 +72,11 @@ def _rows(table: Path) -> list[dict[str, Any]]:
 def _markdown(rows: list[dict[str, Any]]) -> str:
     lines = ["| recipe | W/A | seed | top-1 | float | agreement | KL | seconds |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        recipe, bits, seed = row["run"]
-        got = row["quantized"]
+        run, got = row["run"], row["quantized"]
+        recipe = " ".join([run["recipe"], *run["settings"]])
         lines.append(
-            f"| {recipe} | {bits}/{bits} | {seed} | {got['top1']:.2f} | {row['float']['top1']:.2f} "
+            f"| {recipe} | {run['bits'][0]}/{run['bits'][1]} | {run['seed']} | {got['top1']:.2f} "
+            f"| {row['float']['top1']:.2f} "
             f"| {got['agreement']:.1f} | {got['kl']:.3f} | {row['seconds']['total']:.0f} |"
         )
     return "\n".join(lines)
