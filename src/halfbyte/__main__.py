@@ -6,9 +6,9 @@ import io
 import sys
 import warnings
 
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, ToldElsewhereError
 
-INTERRUPTED = 130
+REFUSED, INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
             # Of images that cannot be read Halfbyte tells by itself.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             app()
+    except ToldElsewhereError:
+        sys.exit(REFUSED)
     except HalfbyteError as error:
         _refuse(str(error))
     except (OSError, MemoryError, RuntimeError) as error:
@@ -40,7 +42,7 @@ def main() -> None:
 
 def _refuse(reason: str) -> None:
     print(f"halfbyte: {reason}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(REFUSED)
 
 
 def _outside_reason(error: Exception) -> str | None:

@@ -15,7 +15,7 @@ from torch import nn
 from halfbyte.artifact import Artifact, load_artifact
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
-from halfbyte.distributed import world
+from halfbyte.distributed import World, world
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.facts import describe_sites
@@ -54,20 +54,29 @@ def quantize(options: Options | None = None, *, progress: Progress | None = None
     """Run a recipe on a model and write the run folder.
 
     Give `Options`, or its fields as keywords. Raises `HalfbyteError` for anything wrong with the inputs, before the
-    folder is made.
+    folder is made. Under torchrun every process runs the recipe, those steps that can share the images out do, and one
+    process writes; all return the same.
     """
     options = options or Options(**keywords)
-    progress = progress or Progress()
-    recipe = resolved_recipe(options)
-    folder = _folder(options, recipe)
-    found = folder.admit(options.resume, options.force)
-    if found is Found.FINISHED:
-        return Result(folder.path, folder.metrics())
-    inputs = read_inputs(options, recipe, progress)
-    session = _session(inputs, options, progress)
-    if not (found is Found.UNFINISHED and session.restore_state(folder.path)):
-        folder.start()
-    session.folder = folder.path
+    with world() as processes:
+        return _run(options, (progress or Progress()) if processes.leads else Progress(quiet=True), processes)
+
+
+def _run(options: Options, progress: Progress, processes: World) -> Result:
+    # Every process looks before one of them writes.
+    with processes.agreed():
+        recipe = resolved_recipe(options)
+        folder = _folder(options, recipe, processes.leads)
+        found = folder.admit(options.resume, options.force)
+        if found is Found.FINISHED:
+            return Result(folder.path, folder.metrics())
+        inputs = read_inputs(options, recipe, progress)
+        session = _session(inputs, options, progress, processes)
+        continues = found is Found.UNFINISHED and session.restore_state(folder.path)
+    with processes.agreed():
+        if not continues:
+            folder.start()
+    session.folder = folder.path if folder.writes else None
     for name, step in resolve(recipe)[len(session.reports) :]:
         report = session.run(name, step)
         folder.log("step", step=name, seconds=report.seconds, **report.figures)
@@ -106,24 +115,27 @@ def evaluate_model(
     For an artifact, options that are not given come from it; with `weights` the agreement with the float model is
     measured too. Under torchrun the images are shared out among the processes and the result is the same.
     """
-    progress = progress or Progress()
-    check_at_least(0, workers=workers)
-    check_at_least(1, batch_size=batch_size, limit=limit_images)
-    chosen = pick_device(device)
-    artifact = _artifact(target)
-    if artifact is None:
-        loaded = load_model(target, weights, crop_pct=crop_pct, interpolation=interpolation)
-        model, teacher, config, source = loaded.model, None, loaded.data_config, loaded.source.as_dict()
-    else:
-        source = artifact.facts["source"]
-        teacher = _teacher(artifact, weights)
-        given = checked_preprocessing(crop_pct, interpolation)
-        config = artifact.facts["preprocessing"] | {key: value for key, value in given.items() if value is not None}
-        model, batch_size = artifact.model, batch_size or int(artifact.facts.get("batch_size", 32))
-    images = validation_images(val, source, config, model, limit_images, workers, progress)
-    if images is None:
-        raise HalfbyteError(f"{source['architecture']} comes without images; give --val DIR")
     with world() as processes:
+        progress = (progress or Progress()) if processes.leads else Progress(quiet=True)
+        with processes.agreed():
+            check_at_least(0, workers=workers)
+            check_at_least(1, batch_size=batch_size, limit=limit_images)
+            chosen = pick_device(device)
+            artifact = _artifact(target)
+            if artifact is None:
+                loaded = load_model(target, weights, crop_pct=crop_pct, interpolation=interpolation)
+                model, teacher, config, source = loaded.model, None, loaded.data_config, loaded.source.as_dict()
+            else:
+                source = artifact.facts["source"]
+                teacher = _teacher(artifact, weights)
+                given = checked_preprocessing(crop_pct, interpolation)
+                config = artifact.facts["preprocessing"] | {
+                    key: value for key, value in given.items() if value is not None
+                }
+                model, batch_size = artifact.model, batch_size or int(artifact.facts.get("batch_size", 32))
+            images = validation_images(val, source, config, model, limit_images, workers, progress)
+            if images is None:
+                raise HalfbyteError(f"{source['architecture']} comes without images; give --val DIR")
         loop = Loop(batch_size or 32, workers, chosen, processes, progress)
         reference = None if teacher is None else evaluate(teacher.to(chosen), images, loop, label="float model")[1]
         start = time.perf_counter()
@@ -176,7 +188,7 @@ def _artifact(target: str) -> Artifact | None:
     return None
 
 
-def _folder(options: Options, recipe: Recipe) -> RunFolder:
+def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
     model = options.model or (DEFAULT_MODEL if options.start is None else options.start.name)
     name = f"{model}-{recipe.name}-w{recipe.bits.weight}a{recipe.bits.activation}"
     # A recipe's name is free text; as a folder it must not lead out of runs/.
@@ -188,10 +200,10 @@ def _folder(options: Options, recipe: Recipe) -> RunFolder:
         "calib_images": options.calib_images, "limit": options.limit, "seed": options.seed,
         "crop_pct": options.crop_pct, "interpolation": options.interpolation, "batch_size": options.batch_size,
     }  # fmt: skip
-    return RunFolder(options.out or default, settings)
+    return RunFolder(options.out or default, settings, writes)
 
 
-def _session(inputs: Inputs, options: Options, progress: Progress) -> Session:
+def _session(inputs: Inputs, options: Options, progress: Progress, processes: World | None = None) -> Session:
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     teacher = copy.deepcopy(inputs.loaded.model)
@@ -202,7 +214,7 @@ def _session(inputs: Inputs, options: Options, progress: Progress) -> Session:
         raise HalfbyteError(f"{inputs.recipe.source}: {error}") from None
     session = Session(
         model.to(inputs.device), teacher.to(inputs.device), layout, inputs.recipe, inputs.calibration, inputs.device,
-        generator, progress, options.batch_size, options.workers,
+        generator, progress, options.batch_size, options.workers, world=processes or World(),
     )  # fmt: skip
     if options.start is not None:
         adopt(session, options.start)

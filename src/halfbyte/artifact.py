@@ -131,7 +131,7 @@ def load_artifact(folder: str | Path) -> Artifact:
         _fill_leftovers(model, tensors)
         if tensors:
             raise HalfbyteError(f"{len(tensors)} tensors too many, such as {sorted(tensors)[0]}")
-        set_state(model.eval(), "quantized")
+        set_state(model.eval().requires_grad_(False), "quantized")
         # What fits by itself may still not fit together; better here than in the middle of an evaluation.
         with torch.no_grad():
             output = model(example_input(model))
@@ -157,6 +157,11 @@ def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]
     checked_preprocessing(images["crop_pct"], images["interpolation"])
 
 
+def is_trained(name: str) -> bool:
+    """Whether a tensor is what a step replaced, kept for the state `float`."""
+    return name.rpartition(".")[2].startswith("trained_")
+
+
 def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers that are neither a site's weight nor a quantizer's."""
     owned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, WeightedSite)}
@@ -164,7 +169,7 @@ def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
         name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in owned and "_quantizer." not in name
-        and not name.endswith((_NOT_STORED, ".weight_codes", ".trained_bias"))
+        and not name.endswith((_NOT_STORED, ".weight_codes")) and not is_trained(name)
     }  # fmt: skip
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from halfbyte.data.store import BatchStore
 from halfbyte.families.layout import Block
+from halfbyte.layers.compensation import HalfBranch
 from halfbyte.layers.site import State
 from halfbyte.prepare import model_state
 from halfbyte.session import Session
 
+T = TypeVar("T")
 # What a block shall give: what it would in float for the same input, or what it gives in the float model.
 TARGETS = ("local", "stream")
 # One batch of so many decides, the others are fitted.
@@ -58,11 +61,12 @@ class BlockStream:
     `inputs` holds what the quantized model hands to the block, `float_inputs` (with `both`) what the float model does.
     A step may change a block while it is there; `advance` then makes the next block's inputs with what it has become.
     Memory holds one block's inputs. Under torchrun each process has its share of the batches. Every eighth batch is
-    held out: what a step fits it fits to the others.
+    held out: what a step fits it fits to the others. `halves` is the state of compensations in float16: published code
+    hands on what `observe` gives, their float32.
     """
 
-    def __init__(self, session: Session, images: int, *, both: bool = False) -> None:
-        self.session, self.images, self.both = session, images, both
+    def __init__(self, session: Session, images: int, *, both: bool = False, halves: State = "quantized") -> None:
+        self.session, self.images, self.both, self.halves = session, images, both, halves
         self.units = _units(session)
         self.batch_size = max(1, min(session.batch_size, images // HELD_OUT))
         self.inputs = BatchStore()
@@ -78,9 +82,17 @@ class BlockStream:
     def run(self, unit: Unit, x: Tensor, state: State = "quantized") -> Tensor:
         """The unit's output for a batch of inputs."""
         args, keywords = unit.extra
-        with torch.no_grad(), model_state(unit.module, state):
+        with torch.no_grad(), self._state(unit.module, state):
             output: Tensor = unit.module(x, *args, **keywords)
         return output
+
+    @contextmanager
+    def _state(self, module: nn.Module, state: State) -> Iterator[None]:
+        with model_state(module, state):
+            for inner in module.modules():
+                if isinstance(inner, HalfBranch) and state == "quantized":
+                    inner.state = self.halves
+            yield
 
     def run_float(self, unit: Unit, x: Tensor) -> Tensor:
         """The trained unit's output for a batch of inputs."""
@@ -92,6 +104,16 @@ class BlockStream:
     def numbers(self) -> range:
         """The numbers of the batches that this process has."""
         return range(len(self.inputs))
+
+    def in_order(self, own: Iterator[T]) -> Iterator[T]:
+        """What every batch gives, in the batches' order, where `own` gives it for those of this process one by one.
+
+        Sums over it have the same bits whichever process has which batch.
+        """
+        world = self.session.world
+        rounds = -(-self.images // (self.batch_size * world.size))
+        for _ in range(rounds):
+            yield from (found[0] for found in world.gather(list(itertools.islice(own, 1))) if found)
 
     def held_out(self, number: int) -> bool:
         """Whether the batch of that number is for decisions and not for fitting."""
@@ -121,7 +143,7 @@ class BlockStream:
             self.advance()
         if self._at != index:
             name = self.units[index].block.name
-            with model_state(self.session.model, "quantized"):
+            with self._state(self.session.model, "quantized"):
                 self.inputs = self._inputs_of(self.session.model, name)
             if self.both:
                 self.float_inputs = self._inputs_of(self.session.teacher, name)

@@ -58,16 +58,19 @@ def quantize(
 ) -> None:  # fmt: skip
     """Quantize a model by a recipe: a packed artifact, its metrics and a report."""
     from halfbyte import api
+    from halfbyte.distributed import leads
     from halfbyte.inputs import Options
 
-    _writable(json_file)
+    if leads():
+        _writable(json_file)
     options = Options(
         model, weights, calib, val, recipe, w_bits, a_bits, tuple(set_ or ()), calib_images, limit, batch_size, device,
         crop_pct, interpolation, workers, seed, start, out, resume, force,
     )  # fmt: skip
     result = api.quantize(options)
-    _print_run(result.metrics, result.folder)
-    _write_json(json_file, result.metrics)
+    if leads():
+        _print_run(result.metrics, result.folder)
+        _write_json(json_file, result.metrics)
 
 
 @app.command(name="eval")
@@ -90,7 +93,8 @@ def evaluate(
 
     if engine != "torch":
         raise HalfbyteError(f"--engine {engine!r} is not available; this version evaluates with torch")
-    _writable(json_file)
+    if leads():
+        _writable(json_file)
     facts = api.evaluate_model(
         target, weights=weights, val=val, crop_pct=crop_pct, interpolation=interpolation, batch_size=batch_size,
         limit_images=limit, workers=workers, device=device,

@@ -10,6 +10,7 @@ import torch
 from halfbyte.artifact import load_artifact, named_leftovers
 from halfbyte.artifact_files import read_facts
 from halfbyte.errors import HalfbyteError
+from halfbyte.layers.norm import ExactBatchNorm
 from halfbyte.layers.site import WeightedSite
 from halfbyte.models.load import EMBEDDED
 from halfbyte.prepare import site_module
@@ -55,6 +56,9 @@ def adopt(session: Session, folder: Path) -> None:
     for plain in artifact.facts["edits"]:
         session.edit(plain["name"], **plain["arguments"])
     kept = named_leftovers(artifact.model)
+    for path, norm in session.model.named_modules():
+        if isinstance(norm, ExactBatchNorm):
+            norm.restate(kept[f"{path}.running_mean"], kept[f"{path}.running_var"])
     for name, tensor in named_leftovers(session.model).items():
         tensor.copy_(kept[name])
     for site in session.layout.sites:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout, Site
-from halfbyte.layers.branch import Branch
+from halfbyte.layers.adapters import adapter
+from halfbyte.layers.branch import Branch, Side
 from halfbyte.layers.compensation import Shape, compensation
-from halfbyte.layers.norm import ExactLayerNorm
+from halfbyte.layers.conv import QuantConv2d
+from halfbyte.layers.norm import ExactBatchNorm, ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
-from halfbyte.prepare import site_module
+from halfbyte.prepare import replace_module, site_module
 from halfbyte.registry import Registry
 
 EditFunction = Callable[..., Layout]
@@ -66,6 +68,23 @@ def add_norm_affine(model: nn.Module, layout: Layout, norm: str) -> Layout:
     return layout
 
 
+@EDITS.register("fold_norm")
+def fold_norm(model: nn.Module, layout: Layout, site: str, norm: str) -> Layout:
+    """Make a BatchNorm part of the weight and the bias of the convolution whose output it reads; of the norm stays the
+    activation that it held. Computed here, so that `--from` folds the trained weights as the artifact's run did."""
+    module, behind = site_module(model, site), model.get_submodule(norm)
+    if not isinstance(module, QuantConv2d) or not isinstance(behind, ExactBatchNorm) or module.weight is None:
+        raise HalfbyteError(f"{site} and {norm} are not a convolution and the BatchNorm behind it")
+    layout = add_bias(model, layout, site)
+    assert module.bias is not None
+    with torch.no_grad():
+        scale, shift = behind.unrounded_scale_and_shift()
+        module.weight.copy_(module.weight.double() * scale.view(-1, 1, 1, 1))
+        module.bias.copy_(module.bias.double() * scale + shift)
+    replace_module(model, norm, behind.act)
+    return layout
+
+
 @EDITS.register("track_scale")
 def track_scale(model: nn.Module, layout: Layout, site: str) -> Layout:
     """Let a site remember what its weight's input channels were multiplied by (`WeightedSite.folded_scale` `[I]`)."""
@@ -93,6 +112,27 @@ def add_compensation(
     """Add a linear map of a block's input to the output of `at`, a module in it; zeros until it is filled."""
     branch = compensation(form, Shape(inputs, outputs, kernel, stride, groups), rank)
     branch.attach(child, model.get_submodule(at), model.get_submodule(block), "input")
+    return _with_branch(model, layout, block, f"{at}.{child}", branch)
+
+
+@EDITS.register("add_adapter")
+def add_adapter(
+    model: nn.Module,
+    layout: Layout,
+    block: str,
+    at: str,
+    source: str,
+    side: str,
+    child: str,
+    kind: str,
+    options: dict[str, Any],
+) -> Layout:
+    """Add a trained function of the input or output (`side`) of `source` to the output of `at`, both in `block` or, of
+    a stage of blocks, before it; zeros until it is filled. `kind` and `options` are those of `layers.adapters`."""
+    if side not in ("input", "output"):
+        raise ValueError(f"a module has no {side!r}")
+    branch = adapter(kind, **options)
+    branch.attach(child, model.get_submodule(at), model.get_submodule(source), cast(Side, side))
     return _with_branch(model, layout, block, f"{at}.{child}", branch)
 
 

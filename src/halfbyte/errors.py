@@ -16,6 +16,10 @@ class HalfbyteError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class ToldElsewhereError(HalfbyteError):
+    """What another process of the run tells the user already: of several that torchrun started, one prints."""
+
+
 def did_you_mean(name: str, options: Iterable[str], count: int = 3) -> str:
     """A clause with the options nearest to `name`, or with all of them when they are few; empty when there are none."""
     known = sorted(options)

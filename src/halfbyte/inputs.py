@@ -16,7 +16,7 @@ from halfbyte.models.builtin import BUILTIN_MODELS
 from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe, load_recipe
-from halfbyte.steps.catalog import resolve, with_defaults
+from halfbyte.steps.catalog import from_scratch, resolve, with_defaults
 
 DEFAULT_RECIPE = "repq"
 DEFAULT_CALIBRATION_IMAGES = 1024
@@ -87,12 +87,12 @@ def _from_artifact(recipe: Recipe, options: Options) -> Recipe:
     for name, given in (("--w-bits", options.w_bits), ("--a-bits", options.a_bits)):
         if given is not None:
             raise HalfbyteError(f"{name}: the widths come from --from {options.start}; leave {name} out")
-    calibrating = [name for name, step in resolve(recipe) if step.calibrates]
-    if calibrating:
-        raise HalfbyteError(
-            f"{recipe.source}: {calibrating[0]} calibrates from scratch, but --from {options.start} is calibrated; "
-            "choose a recipe of later steps, or leave --from out"
-        )
+    for name, step in resolve(recipe):
+        if (what := from_scratch(step)) is not None:
+            raise HalfbyteError(
+                f"{recipe.source}: {name} {what}, but --from {options.start} is calibrated; choose a recipe of later "
+                "steps, or leave --from out"
+            )
     plan, paper_exact = artifact_plan(options.start)
     if paper_exact != recipe.paper_exact:
         which = "is" if paper_exact else "is not"

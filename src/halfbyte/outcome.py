@@ -19,14 +19,34 @@ SQNR_IMAGES = 8
 
 
 def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
-    """Evaluate the session's model, write artifact, metrics and report into `folder`; returns the metrics."""
+    """Evaluate the session's model, write artifact, metrics and report into `folder`; returns the metrics.
+
+    Of several processes all evaluate, one writes, and all return what it wrote.
+    """
     round_leftovers(session.model)
     session.layout = settle(session.model, session.layout)
     start = time.perf_counter()
-    floats, quantized = _compare(session, inputs)
+    accuracies = _compare(session, inputs)
+    seconds = time.perf_counter() - start
+    metrics = None
+    with session.world.agreed():
+        if folder.writes:
+            metrics = _write(session, inputs, folder, accuracies, seconds)
+    written: dict[str, Any] = session.world.gather(metrics)[0]
+    return written
+
+
+def _write(
+    session: Session,
+    inputs: Inputs,
+    folder: RunFolder,
+    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    evaluation: float,
+) -> dict[str, Any]:
+    """Artifact, metrics and report; `evaluation` are the seconds that it took."""
+    floats, quantized = accuracies
     seconds = {report.step: report.seconds for report in session.reports}
     total = round(sum(report.seconds for report in session.reports), 3)
-    evaluation = round(time.perf_counter() - start, 3)
     left = coverage(session.model, session.layout)
     sites = _sites(session, inputs)
     size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
@@ -44,7 +64,8 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
         "quantized": quantized,
         "bytes": {"float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()), "artifact": size},
         "operations": operations(session.model, session.layout, left),
-        "seconds": {**seconds, "evaluate": evaluation, "total": total},
+        "seconds": {**seconds, "evaluate": round(evaluation, 3), "total": total},
+        "steps": [{"step": report.step, **report.figures} for report in session.reports],
         "peak_rss_bytes": peak_rss_bytes(),
         "sites": sites,
         "coverage": left,
@@ -94,7 +115,7 @@ def _compare(session: Session, inputs: Inputs) -> tuple[dict[str, Any], dict[str
     empty: dict[str, Any] = {"top1": None, "top5": None}
     if inputs.validation is None:
         return empty, {**empty, "agreement": None, "kl": None}
-    loop = Loop(session.batch_size, session.workers, session.device, progress=session.progress)
+    loop = Loop(session.batch_size, session.workers, session.device, session.world, session.progress)
     floats, reference = evaluate(session.teacher, inputs.validation, loop, label="float model")
     with model_state(session.model, "quantized"):
         quantized, _ = evaluate(session.model, inputs.validation, loop, reference, "quantized model")

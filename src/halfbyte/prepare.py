@@ -31,18 +31,18 @@ def prepare(model: nn.Module, layout: Layout, plan: BitPlan | None = None) -> La
     """
     originals = dict(model.named_modules())
     for path, adapter in layout.adapters.items():
-        _replace(model, path, adapter(originals[path]))
+        replace_module(model, path, adapter(originals[path]))
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = False
     swapped = {site.name: _swap(model, site) for site in layout.sites if site.role not in ("qk", "pv")}
     for path, module in list(model.named_modules()):
         if path in dict(model.named_modules()) and (new := replacement(module)) is not None:
-            _replace(model, path, new)
+            replace_module(model, path, new)
     called = _probe(model, layout, "float")
     for name, original in swapped.items():
         if name not in called:
-            _replace(model, name, original)
+            replace_module(model, name, original)
     layout = _in_order(layout, called)
     if plan is not None:
         _check_plan(plan, layout)
@@ -113,17 +113,17 @@ def _swap(model: nn.Module, site: Site) -> nn.Module:
     """Replace one linear or convolution by its quantized module; returns what was there."""
     original = model.get_submodule(site.name)
     if isinstance(original, nn.Linear):
-        _replace(model, site.name, QuantLinear(original))
+        replace_module(model, site.name, QuantLinear(original))
     else:
         assert isinstance(original, nn.Conv2d)
         convolution = QuantConv2d(original, same_padding=is_same_padded(original))
         if (weight := fixed_weight(original)) is not None:
             convolution.weight = nn.Parameter(weight)
-        _replace(model, site.name, convolution)
+        replace_module(model, site.name, convolution)
     return original
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` wherever the module at `path` stands: some models hold one module in several places."""
     old = model.get_submodule(path)
     module.train(model.training)

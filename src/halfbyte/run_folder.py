@@ -33,11 +33,15 @@ class Found(Enum):
 
 
 class RunFolder:
-    """`settings` are the plain values that decide a run's result; a run continues only under the same ones."""
+    """`settings` are the plain values that decide a run's result; a run continues only under the same ones.
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    Of several processes one `writes`; in the others whatever would write does nothing.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], writes: bool = True) -> None:
         self.path = path
         self.settings = settings
+        self.writes = writes
 
     def found(self) -> Found:
         """What is there now; raises `HalfbyteError` where the path is a file."""
@@ -75,6 +79,8 @@ class RunFolder:
 
     def start(self) -> None:
         """Make the folder and write down what the run is; results of an earlier run stay until there are new ones."""
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -85,6 +91,8 @@ class RunFolder:
 
     def finish(self, recipe_yaml: str, metrics: dict[str, Any], report: str) -> None:
         """Write the results and drop the state that only a continuation needs."""
+        if not self.writes:
+            return
         # A file's name may hold bytes that are no text; json escapes them by itself.
         page = report.encode("utf-8", "backslashreplace")
         text = json.dumps(metrics, indent=2)
@@ -106,6 +114,8 @@ class RunFolder:
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one line of JSON to the log."""
+        if not self.writes:
+            return
         try:
             with (self.path / LOG).open("ab+") as file:
                 # A run that was cut short may have left half a line.

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from halfbyte.artifact import is_trained
 from halfbyte.data.images import ImageSet, batches
 from halfbyte.distributed import World
 from halfbyte.edits import Edit
@@ -28,6 +29,7 @@ from halfbyte.recipe import Recipe
 
 T = TypeVar("T")
 STATE = "resume.safetensors"
+_KEPT = "__kept__."
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class StepReport:
 class Step(Protocol):
     """A method: a frozen dataclass of parameters with a `run`.
 
-    `calibrates`: it chooses the quantizers' parameters from scratch, so it cannot follow `--from`.
+    `calibrates`: it chooses the quantizers' parameters from scratch, so it cannot follow `--from`. A step with a true
+    attribute `prepares` changes the trained weights and comes before those that calibrate.
     """
 
     calibrates: ClassVar[bool]
@@ -76,6 +79,8 @@ class Session:
     reports: list[StepReport] = field(default_factory=list)
     # Figures of the parts of the step that runs now: they outlive a kill.
     notes: list[dict[str, Any]] = field(default_factory=list)
+    # Tensors besides the model's of the step that runs now; they outlive a kill too.
+    kept: dict[str, Tensor] = field(default_factory=dict)
     # Of the step that runs now: parts that are done, seconds that it took before the run was killed, its start.
     _parts: int = 0
     _spent: float = 0.0
@@ -87,7 +92,7 @@ class Session:
         figures = step.run(self)
         report = StepReport(name, round(time.perf_counter() - self._start, 3), figures)
         self.reports.append(report)
-        self._parts, self._spent, self.notes = 0, 0.0, []
+        self._parts, self._spent, self.notes, self.kept = 0, 0.0, [], {}
         self._save()
         return report
 
@@ -146,6 +151,7 @@ class Session:
             },
         }  # fmt: skip
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"{_KEPT}{name}": tensor.detach().cpu().contiguous() for name, tensor in self.kept.items()}
         tensors["__generator__"] = self.generator.get_state()
         part = folder / f"{STATE}.part"
         try:
@@ -177,6 +183,8 @@ class Session:
             for plain in facts["edits"][len(self.edits) :]:  # a run that started from an artifact has its edits
                 self.edit(plain["name"], **plain["arguments"])
             self.generator.set_state(tensors.pop("__generator__"))
+            kept = [name for name in tensors if name.startswith(_KEPT)]
+            self.kept = {name.removeprefix(_KEPT): tensors.pop(name) for name in kept}
             for name, specs in facts["quantizers"].items():
                 module = site_module(self.model, name)
                 for operand, spec in specs.items():
@@ -184,10 +192,14 @@ class Session:
                     for buffer in list(quantizer._buffers):
                         setattr(quantizer, buffer, tensors.pop(f"{name}.{operand}_quantizer.{buffer}", None))
                     module.set_quantizer(operand, quantizer.to(self.device))
-                if isinstance(module, WeightedSite):
-                    for buffer in ("weight_codes", "trained_bias"):
-                        if (saved := tensors.pop(f"{name}.{buffer}", None)) is not None:
-                            setattr(module, buffer, saved.to(self.device))
+                if (
+                    isinstance(module, WeightedSite)
+                    and (codes := tensors.pop(f"{name}.weight_codes", None)) is not None
+                ):
+                    module.weight_codes = codes.to(self.device)
+            for name in [name for name in tensors if is_trained(name)]:
+                path, _, buffer = name.rpartition(".")
+                setattr(self.model.get_submodule(path), buffer, tensors.pop(name).to(self.device))
             self.model.load_state_dict(tensors, strict=False)
             self.reports = [StepReport(**report) for report in facts["reports"]]
             self._parts, self._spent, self.notes = int(facts["parts"]), float(facts["spent"]), facts["notes"]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfbyte.distributed import World
-
-
 # Less than this share of the strongest direction's variance is what float32 rounding leaves of no variance at all.
 NO_VARIANCE = 1e-12
 
@@ -83,13 +80,16 @@ class Moments:
         """The memory that the moments take."""
         return sum(part.numel() * part.element_size() for part in self._known())
 
-    def solve(self, ridge: float) -> Tensor:
-        """The map `[g, K, O]` with the least error plus `ridge` times the mean of xx's diagonal times its square.
+    def solve(self, ridge: float, *, start: Tensor | None = None) -> Tensor:
+        """The map `[g, K, O]` with the least error plus `ridge` times the mean of xx's diagonal times the square of
+        its distance from `start` (None: from zero).
 
         Directions of x that the ridge leaves singular (constant channels, more channels than rows) get no weight.
         """
-        scale = self.xx.diagonal(dim1=1, dim2=2).mean(1)
-        return _solution(_damped(self.xx, ridge * scale), self.xy)
+        damped = _damped(self.xx, ridge * self.xx.diagonal(dim1=1, dim2=2).mean(1))
+        if start is None:
+            return _solution(damped, self.xy)
+        return start + _solution(damped, self.xy - self.xx @ start)
 
     def solve_shrunk(self, ridge: float) -> tuple[Tensor, Tensor]:
         """The map `[g, K, O]` and the constant `[g, O]` with the least error plus `ridge` times the squares of both."""
@@ -111,7 +111,7 @@ class Moments:
         error = self.yy.sum() + quadratic
         if bias is not None:
             error = error + self.count * (self.intercept(weight) - bias).square().sum()
-        return float(error.clamp(min=0))
+        return float(error.detach().clamp(min=0))
 
     def principal(self, weight: Tensor) -> Tensor:
         """The directions `[g, O, O]` of y in which the map's prediction varies, the strongest first.
@@ -132,14 +132,6 @@ class Moments:
         if self.parts is None:
             raise ValueError("the moments of no rows at all")
         return self.parts
-
-
-def shared(own: Moments, world: World) -> Moments:
-    """The moments of all processes' rows."""
-    merged = Moments()
-    for moments in world.gather(own):
-        merged = merged.merge(moments)
-    return merged
 
 
 def _damped(gram: Tensor, ridge: Tensor) -> Tensor:

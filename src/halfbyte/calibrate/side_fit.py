@@ -50,6 +50,13 @@ def fit_half(moments: Moments, weight: Tensor) -> SideFit:
     return SideFit((_rows(dense),), moments.intercept(dense).flatten(), dense)
 
 
+def fit_published(moments: Moments, ridge: float) -> SideFit:
+    """Map and constant in float32, with an absolute ridge on both, as QwT's code has them."""
+    weight, bias = moments.solve_shrunk(ridge)
+    rows = _rows(weight).float()
+    return SideFit((rows,), bias.flatten(), weight)
+
+
 def fit_full(moments: Moments, weight: Tensor, bits: int) -> SideFit:
     """A map `[g, K, O]` with weights of `bits` bits."""
     rows = _rows(weight).float()

@@ -25,6 +25,7 @@ __all__ = [
     "ImageSet",
     "batches",
     "calibration_subset",
+    "grouped",
     "limit",
     "open_image",
     "open_images",
@@ -226,9 +227,15 @@ def batches(images: ImageSet, batch_size: int, workers: int = 0) -> Iterator[tup
     """
     if batch_size < 1 or workers < 0:
         raise HalfbyteError(f"batch size {batch_size} and {workers} workers: at least 1 and 0 are needed")
+    starts = range(0, len(images), batch_size)
+    yield from grouped(images, [list(range(start, min(start + batch_size, len(images)))) for start in starts], workers)
+
+
+def grouped(images: ImageSet, groups: list[list[int]], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same in batches that hold the images at these positions."""
     loader: DataLoader[Any] = DataLoader(
         _Caught(images),
-        batch_size,
+        batch_sampler=groups,
         num_workers=min(workers, images.useful_workers()),
         collate_fn=_collate,
         # A loader draws its workers' seed even where nothing is random: not from everyone's generator.

@@ -24,8 +24,9 @@ _PIECE = 2**16
 def exact_gelu(x: Tensor) -> Tensor:
     """GELU of a float32 tensor, in Horner's scheme with every operation rounded to float32.
 
-    A library's erf differs between vector lanes, threads and versions; these operations do not.
+    A library's erf differs between vector lanes, threads and versions; these operations do not. No gradient passes.
     """
+    x = x.detach()
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
     pieces = torch.split(x.reshape(-1), _PIECE), torch.split(result.view(-1), _PIECE)
     for piece, out in zip(*pieces, strict=True):

@@ -30,8 +30,11 @@ class Branch(Stateful):
     def attach(self, name: str, at: nn.Module, source: nn.Module, side: Side) -> None:
         """Become the child `name` of `at`, to whose output is added what this makes of `source`'s input or output.
 
-        Raises `HalfbyteError` where `at` has a child or an attribute of that name.
+        Raises `HalfbyteError` where `at` has a child or an attribute of that name, `ValueError` where `at` is a
+        Sequential, which would run it like its other children.
         """
+        if isinstance(at, nn.Sequential):
+            raise ValueError("what is added beside a Sequential belongs to its last part")
         if hasattr(at, name):
             raise HalfbyteError(f"there is a {name} already where the recipe wants to add one; name the step once")
         # Bound methods: a copy of the model gets hooks that belong to its own branches.
@@ -52,6 +55,10 @@ class Branch(Stateful):
         seen, self._seen = self._seen, None
         if self.state == "float":
             return output
-        assert seen is not None
+        if seen is None:
+            raise HalfbyteError(
+                "what stands beside a whole stage reads what comes before its last block, which ran alone here; let "
+                "the step that goes block by block come first"
+            )
         result: Tensor = output + self(seen)
         return result

@@ -27,6 +27,10 @@ class Shape:
     stride: int = 1
     groups: int = 1
 
+    def site(self) -> WeightedSite:
+        """A site of this shape, of zeros."""
+        return _site(self, self.inputs, self.outputs)
+
     def module(self, inputs: int, outputs: int, bias: bool = True) -> nn.Linear | nn.Conv2d:
         """Zeros of this kind between so many channels."""
         made: nn.Linear | nn.Conv2d

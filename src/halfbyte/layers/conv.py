@@ -46,6 +46,11 @@ class QuantConv2d(WeightedSite):
         by_group = unfolded.view(len(x), self.groups, -1, unfolded.shape[-1])
         return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
+    def by_patch(self, y: Tensor) -> Tensor:
+        """Outputs `[B, O, H, W]` in the order of `patches`: `[g, B * positions, O / g]`."""
+        by_group = y.reshape(len(y), self.groups, self.out_channels // self.groups, -1)
+        return by_group.permute(1, 0, 3, 2).flatten(1, 2)
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.same_padding:

@@ -22,3 +22,11 @@ class QuantLinear(WeightedSite):
             return F.linear(self.seen("input", x), self.seen("weight", self.float_weight()), self.bias)
         weight, scale, bias = self.integer_form()
         return rescale(F.linear(self.quantizer("input").centred(x).to(weight.dtype), weight), scale, bias)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """What each output is a product with: `[1, rows, I]`."""
+        return x.reshape(1, -1, self.in_features)
+
+    def by_patch(self, y: Tensor) -> Tensor:
+        """Outputs in the order of `patches`: `[1, rows, O]`."""
+        return y.reshape(1, -1, self.out_features)

@@ -29,7 +29,11 @@ class ExactLayerNorm(Stateful):
 
 
 class ExactBatchNorm(Stateful):
-    """BatchNorm at evaluation: one multiplication and one addition a channel, then the activation that it may hold."""
+    """BatchNorm at evaluation: one multiplication and one addition a channel, then the activation that it may hold.
+
+    `trained_mean` and `trained_var` `[C]` are the statistics before a step re-estimated them, for the state `float`; an
+    artifact does not keep them.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -38,11 +42,17 @@ class ExactBatchNorm(Stateful):
         self.running_var: Tensor
         self.register_buffer("running_mean", norm.running_mean)
         self.register_buffer("running_var", norm.running_var)
+        self.trained_mean: Tensor | None
+        self.trained_var: Tensor | None
+        self.register_buffer("trained_mean", None)
+        self.register_buffer("trained_var", None)
         self.act = cast(nn.Module, getattr(norm, "act", nn.Identity()))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state == "float":
-            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            mean = self.running_mean if self.trained_mean is None else self.trained_mean
+            variance = self.running_var if self.trained_var is None else self.trained_var
+            x = F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         else:
             scale, shift = self.scale_and_shift()
             x = (x * scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
@@ -51,13 +61,26 @@ class ExactBatchNorm(Stateful):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """float32 `[C]` each: the norm is x * scale + shift."""
+        scale, shift = self.unrounded_scale_and_shift()
+        return scale.float(), shift.float()
+
+    def unrounded_scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The same in float64."""
         scale = (self.running_var.double() + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight.double()
         shift = -self.running_mean.double() * scale
         if self.bias is not None:
             shift = shift + self.bias.double()
-        return scale.float(), shift.float()
+        return scale, shift
+
+    @torch.no_grad()
+    def restate(self, mean: Tensor, variance: Tensor) -> None:
+        """Take other statistics `[C]`; the state `float` keeps the trained ones."""
+        if self.trained_mean is None:
+            self.trained_mean, self.trained_var = self.running_mean.clone(), self.running_var.clone()
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(variance)
 
 
 class ExactFloat64(Stateful):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -141,6 +142,14 @@ class WeightedSite(SiteModule):
         if self.weight is not None:
             return self.weight
         return self.quantizer("weight").dequantize(self.codes())
+
+    @abstractmethod
+    def patches(self, x: Tensor) -> Tensor:
+        """Of an input, what each output is a product with: `[g, rows, K]` for g groups, K in the weight's order."""
+
+    @abstractmethod
+    def by_patch(self, y: Tensor) -> Tensor:
+        """Outputs in the order of `patches`: `[g, rows, O / g]`."""
 
     def integer_form(self) -> IntegerForm:
         """Weight, scale and bias of the integer arithmetic. Kept until the weight, the bias or a quantizer changes."""

@@ -41,6 +41,7 @@ def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
         _coverage(metrics),
         _time_and_memory(metrics),
         _stages(metrics),
+        _steps(metrics),
         section("Recipe", code_block("Recipe", "\n".join(recipe_yaml.splitlines()))),
         _environment(metrics),
         _use(),
@@ -137,6 +138,19 @@ def _stages(metrics: Mapping[str, Any]) -> Html:
         steps, top1, seconds = (number(stage.get(key)) for key in ("steps", "top1", "seconds"))
         rows.append((str(name), wording.count(steps), wording.percent(top1), wording.duration(seconds)))
     return section("Training stages", table("Training stages", columns, rows))
+
+
+def _steps(metrics: Mapping[str, Any]) -> Html:
+    """What the steps tell of themselves; lists (a row a block) stay in metrics.json."""
+    rows = []
+    for record in records(metrics.get("steps")):
+        name = wording.anything(record.get("step"))
+        plain = {key: value for key, value in record.items() if key != "step" and not isinstance(value, (list, dict))}
+        rows += [(name, str(key).replace("_", " "), wording.anything(value)) for key, value in plain.items()]
+    if not rows:
+        return Html("")
+    columns = (Column("Step"), Column("Figure"), Column("Value"))
+    return section("What the steps did", table("What the steps did", columns, rows))
 
 
 def _environment(metrics: Mapping[str, Any]) -> Html:

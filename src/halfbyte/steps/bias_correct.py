@@ -6,6 +6,7 @@ operation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -58,20 +59,11 @@ class BiasCorrect:
 
     def _correct(self, session: Session, stream: BlockStream, unit: Unit, name: str) -> dict[str, Any]:
         module = cast(WeightedSite, site_module(session.model, name))
-        origin = stream.float_inputs if self.target == "stream" else stream.inputs
-        sums = torch.zeros(5, len(module.codes()), dtype=torch.float64, device=session.device)
+        total = torch.zeros(5, len(module.codes()), dtype=torch.float64, device=session.device)
         rows = 0
-        for number in stream.numbers():
-            with watched(module) as exact:
-                stream.run(unit, origin[number], "float")
-            with watched(module) as quantized:
-                stream.run(unit, stream.inputs[number])
-            wanted, given = _channels(module, exact), _channels(module, quantized)
-            products = (wanted, given, given * given, given * wanted, wanted * wanted)
-            sums += torch.stack([product.sum(1) for product in products])
-            rows += wanted.shape[1]
-        found = session.world.gather((sums, rows))
-        total = sum(part.to(session.device) for part, _ in found) / sum(count for _, count in found)
+        for sums, count in stream.in_order(self._measured(stream, unit, module)):
+            total, rows = total + sums, rows + count
+        total = total / rows
         y, q, qq, qy, yy = total.unbind(0)
         variance = qq - q * q
         scale = torch.where(variance > 0, (qy - q * y) / variance, torch.ones_like(q))
@@ -82,6 +74,19 @@ class BiasCorrect:
         module.correct(scale if self.affine else None, y - scale * q)
         spread = (yy - y * y).mean()
         return {"site": name, "mean_shift": round(float((y - q).square().mean() / spread.clamp(min=1e-30)), 6)}
+
+    def _measured(self, stream: BlockStream, unit: Unit, module: WeightedSite) -> Iterator[tuple[Tensor, int]]:
+        """Of each batch of this process the sums `[5, O]` over its rows of what is wanted of the site, of what it gives
+        and of their products; and the rows."""
+        origin = stream.float_inputs if self.target == "stream" else stream.inputs
+        for number in stream.numbers():
+            with watched(module) as exact:
+                stream.run(unit, origin[number], "float")
+            with watched(module) as quantized:
+                stream.run(unit, stream.inputs[number])
+            wanted, given = _channels(module, exact), _channels(module, quantized)
+            products = (wanted, given, given * given, given * wanted, wanted * wanted)
+            yield torch.stack([product.sum(1) for product in products]), wanted.shape[1]
 
 
 def _channels(module: nn.Module, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -14,6 +14,9 @@ from halfbyte.registry import Registry
 from halfbyte.session import Step
 from halfbyte.steps.adalog import AdaLog
 from halfbyte.steps.bias_correct import BiasCorrect
+from halfbyte.steps.bn_recalibrate import BnRecalibrate
+from halfbyte.steps.fold_batchnorm import FoldBatchNorm
+from halfbyte.steps.qla import QLA
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.refit import Refit
@@ -27,18 +30,31 @@ STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
 STEPS.register("bias_correct")(BiasCorrect)
 STEPS.register("refit")(Refit)
+STEPS.register("fold_batchnorm")(FoldBatchNorm)
+STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
+STEPS.register("qla")(QLA)
 
 
 def resolve(recipe: Recipe) -> list[tuple[str, Step]]:
     """The steps of a recipe with their names; raises `HalfbyteError` that names the key and the nearest spelling."""
     steps = [(call.name, _build(call, recipe.source)) for call in recipe.steps]
     for (before, earlier), (name, later) in itertools.pairwise(steps):
-        if later.calibrates and not earlier.calibrates:
+        if _turn(later) < _turn(earlier):
             raise HalfbyteError(
-                f"{recipe.source}: {name} calibrates from scratch and cannot follow {before}; put it first"
+                f"{recipe.source}: {name} {from_scratch(later)} and cannot follow {before}; put it first"
             )
     return steps
+
+
+def from_scratch(step: Step) -> str | None:
+    """What a step does to a model that was not calibrated yet; None for one that goes on from a calibrated model."""
+    return ("changes the trained weights", "calibrates from scratch", None)[_turn(step)]
+
+
+def _turn(step: Step) -> int:
+    """The steps that change the trained weights come first, then those that calibrate, then all others."""
+    return 0 if getattr(step, "prepares", False) else 1 if step.calibrates else 2
 
 
 def with_defaults(recipe: Recipe) -> Recipe:

@@ -5,6 +5,7 @@ Regression from streamed moments with a ridge, in integers, and a held-out decis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.block_stream import TARGETS, BlockStream, Unit, watched
-from halfbyte.calibrate.moments import Moments, shared
+from halfbyte.calibrate.moments import Moments
 from halfbyte.calibrate.side_fit import (
     SideFit,
     fit_full,
     fit_half,
     fit_low_rank,
+    fit_published,
     largest_code,
     least_rank,
     unit_quantizer,
@@ -25,9 +27,8 @@ from halfbyte.calibrate.side_fit import (
 )
 from halfbyte.data.store import BatchStore
 from halfbyte.layers.compensation import FORMS, HalfBranch, IntegerBranch, Shape
-from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.linear import QuantLinear
-from halfbyte.layers.site import WeightedSite
+from halfbyte.layers.site import State, WeightedSite
 from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.packing import packed_size
 from halfbyte.session import Session
@@ -82,7 +83,9 @@ class QwT:
 
     def run(self, session: Session) -> dict[str, Any]:
         """Fit the blocks one behind the other; the figures tell each one's share of the error that was explained."""
-        stream = BlockStream(session, self.images, both=self.target == "stream")
+        # The published procedure hands on what the float32 weights give.
+        halves: State = "observe" if session.recipe.paper_exact else "quantized"
+        stream = BlockStream(session, self.images, both=self.target == "stream", halves=halves)
         units = [unit for unit in stream.units if shape_of(self, session, unit) is not None][self.start_block :]
         for unit in stream.visit(session.parts(units, "compensating blocks")):
             session.notes.append(_Fitting(self, session, stream, unit).run())
@@ -116,11 +119,12 @@ class _Fitting:
         self.exact = session.recipe.paper_exact
         shape = shape_of(step, session, unit)
         assert shape is not None
-        self.shape = shape
+        self.shape, self.like = shape, shape.site()
         lowest = "int8" if shape.kernel and step.form == "lowrank" else step.form
         self.form = "float16" if self.exact else lowest
-        early = step.place == "before_activation" and unit.block.end is not None and not self.exact
-        self.at = unit.block.end if early and unit.block.end is not None else unit.block.name
+        end = unit.block.end if step.place == "before_activation" and not self.exact else None
+        self.ends_unit = end is None
+        self.at = end or _last_part(unit.module, unit.block.name)
         plan = session.recipe.bits.roles["side"]
         self.bits = (plan.weight or 8, plan.activation or 8)
         self.quantizer = unit_quantizer(self.bits[1]).to(session.device)
@@ -152,19 +156,6 @@ class _Fitting:
         scale = self.inverse_scale.view(-1, 1, 1) if self.shape.kernel else self.inverse_scale
         return self.quantizer.centred(x * scale)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """A batch of regressors as rows `[g, N, K]`."""
-        if not self.shape.kernel:
-            return x.reshape(1, -1, self.shape.inputs)
-        made = self.shape.module(self.shape.inputs, self.shape.outputs).to(x.device)
-        return QuantConv2d(cast(nn.Conv2d, made)).patches(x)
-
-    def _targets(self, y: Tensor) -> Tensor:
-        """A batch of outputs as rows `[g, N, O / g]`."""
-        if not self.shape.kernel:
-            return y.reshape(1, -1, self.shape.outputs)
-        return y.reshape(len(y), self.shape.groups, -1, y[0, 0].numel()).permute(1, 0, 3, 2).flatten(1, 2)
-
     def _inverse_scale(self) -> Tensor:
         """`[I]`: what takes the largest magnitude of each input channel to the largest code."""
         axis = 1 if self.shape.kernel else -1
@@ -179,7 +170,21 @@ class _Fitting:
     def _moments(self, outputs: BatchStore, float_outputs: BatchStore) -> tuple[Moments, Moments, float]:
         """Of the batches that fit and those that decide; and the spread of the error that the published R2 takes."""
         fitted, held_out = Moments(), Moments()
-        sums, squares, images = torch.zeros((), dtype=torch.float64), 0.0, 0
+        sums, squares, images = torch.zeros((), dtype=torch.float64, device=self.session.device), 0.0, 0
+        for decides, moments, sum_of_images, square, count in self.stream.in_order(
+            self._measured(outputs, float_outputs)
+        ):
+            fitted, held_out = (fitted, held_out.merge(moments)) if decides else (fitted.merge(moments), held_out)
+            sums, squares, images = sums + sum_of_images, squares + square, images + count
+        if not self.shape.kernel:
+            return fitted, held_out, float(fitted.merge(held_out).yy.sum())
+        # Of a convolution each place has its own mean.
+        return fitted, held_out, squares - float(sums.square().sum()) / images
+
+    def _measured(
+        self, outputs: BatchStore, float_outputs: BatchStore
+    ) -> Iterator[tuple[bool, Moments, Tensor, float, int]]:
+        """Of each batch of this process whether it decides, its moments, sums over its images, and their number."""
         for number in self.stream.numbers():
             x = self.stream.inputs[number]
             origin = self.stream.float_inputs[number] if self.stream.both else x
@@ -191,19 +196,15 @@ class _Fitting:
             if self.stream.both:
                 float_outputs.append(wanted)
             error = exact[-1][1] - quantized[-1][1]
-            moments = held_out if self.stream.held_out(number) else fitted
-            moments.add(self._rows(self._regressor(x)), self._targets(error))
-            sums, squares = sums + error.double().sum(0), squares + float(error.double().square().sum())
-            images += len(error)
-        fitted, held_out = (shared(moments, self.session.world) for moments in (fitted, held_out))
-        # Of a convolution each place has its own mean.
-        spread = squares - float(sums.square().sum()) / images if self.shape.kernel else 0.0
-        return fitted, held_out, spread if self.shape.kernel else float(fitted.merge(held_out).yy.sum())
+            moments = Moments()
+            moments.add(self.like.patches(self._regressor(x)), self.like.by_patch(error))
+            square = float(error.double().square().sum())
+            yield self.stream.held_out(number), moments, error.double().sum(0), square, len(error)
 
     def _fit(self, moments: Moments) -> tuple[SideFit, int]:
         if self.exact:
             ridge = PUBLISHED_RIDGE if self.shape.kernel else 0.0
-            return fit_half(moments, moments.solve(ridge, relative=False)), 0
+            return fit_published(moments, ridge), 0
         weight = moments.solve(self.step.ridge)
         if self.form == "float16":
             return fit_half(moments, weight), 0
@@ -224,7 +225,7 @@ class _Fitting:
         """The largest magnitude `[r]` of the regressors' product with `[K, r]`."""
         largest = torch.zeros(down.shape[1], device=down.device)
         for number in self.stream.numbers():
-            rows = self._rows(self._regressor(self.stream.inputs[number]))[0]
+            rows = self.like.patches(self._regressor(self.stream.inputs[number]))[0]
             largest = torch.maximum(largest, (rows @ down.float()).abs().amax(0))
         for found in self.session.world.gather(largest):
             largest = torch.maximum(largest, found.to(largest.device))
@@ -255,13 +256,20 @@ class _Fitting:
 
     def _advance(self, outputs: BatchStore, float_outputs: BatchStore, kept: bool) -> None:
         known = float_outputs if self.stream.both else None
-        if kept and self.at != self.unit.block.name:
+        if kept and not self.ends_unit:
             self.stream.advance(float_outputs=known)
             return
         if kept:
             branch = self.session.model.get_submodule(f"{self.at}.{NAME}")
-            # The published procedure hands on what the float32 weights give.
-            with torch.no_grad(), model_state(branch, "observe" if self.exact else "quantized"):
+            with torch.no_grad(), model_state(branch, self.stream.halves):
                 for number in self.stream.numbers():
                     outputs[number] = outputs[number] + branch(self.stream.inputs[number])
         self.stream.advance(outputs, known)
+
+
+def _last_part(module: nn.Module, path: str) -> str:
+    """The module whose output is a block's: of a Sequential, which runs whatever it holds, its last part."""
+    while isinstance(module, nn.Sequential) and len(module):
+        name, module = list(module.named_children())[-1]
+        path = f"{path}.{name}"
+    return path

@@ -1,101 +1,137 @@
-"""Refit: the linear that ends a block is fitted again, to the inputs that quantization leaves it (compensation.md 3.4).
+"""Refit: weights fitted again to the inputs that quantization leaves them (compensation.md 3.4).
 
-Least squares of what the block lacks on the quantized input of its last linear, then error-feedback rounding with the
-same moments. The integer model stays what it was, in other codes.
+Least squares on the quantized input, then error-feedback rounding (GPTQ) with the same moments. The integer model stays
+what it was, in other codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
+from torch import Tensor
+
 from halfbyte.block_stream import TARGETS, BlockStream, Unit, watched
-from halfbyte.calibrate.error_feedback import rounded_with_feedback
-from halfbyte.calibrate.moments import Moments, shared
+from halfbyte.calibrate.error_feedback import by_row, rounded_with_feedback
+from halfbyte.calibrate.moments import Moments
 from halfbyte.layers.linear import QuantLinear
+from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
+from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.session import Session
+
+SITES = ("all", "last")
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Fit the last linear of every block whose output it adds to, one behind the other.
+    """Fit the weights of every block, one behind the other, each seeing those before it.
 
-    images: calibration images, of which an eighth decides whether a block keeps its new weights. target: what the
-    block gives in float for the same input (`local`) or in the float model (`stream`). ridge: how strongly the weights
-    are held where they were, relative to the mean variance of the inputs.
+    images: calibration images, of which an eighth decides whether a site keeps its new weight. sites: `all` of a block,
+    or its `last`. target: what they give in float for the same input (`local`) or in the float model (`stream`). A
+    linear whose output is added to the block's is fitted to what the block lacks, every other site to what it lacks
+    itself. ridge: how strongly weights are held where they were, relative to the mean variance of their inputs.
     """
 
     calibrates: ClassVar[bool] = False
     images: int = 512
-    target: str = "stream"
+    sites: str = "all"
+    target: str = "local"
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ValueError(f"target must be one of {', '.join(TARGETS)}")
+        for name, choices in (("target", TARGETS), ("sites", SITES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}")
         if self.images < 8:
             raise ValueError("images must be at least 8: an eighth of them decides")
         if not 0 <= self.ridge <= 1:
             raise ValueError("ridge must be from 0 to 1")
 
     def run(self, session: Session) -> dict[str, Any]:
-        """Fit block by block; the figures tell what was left of each one's held-out error."""
+        """Fit block by block; the figures tell what was left of each site's held-out error."""
         stream = BlockStream(session, self.images, both=self.target == "stream")
-        for unit in stream.visit(session.parts(stream.units, "fitting last linears")):
-            site = last_linear(session, stream, unit)
-            if site is not None:
-                session.notes.append(self._fit(session, stream, unit, site))
+        for unit in stream.visit(session.parts(stream.units, "fitting weights")):
+            names = [site.name for site in unit.block.sites if site.role not in ("qk", "pv", "side")]
+            for name in names if self.sites == "all" else names[-1:]:
+                session.notes.append(_Fitting(self, session, stream, unit, name).run())
             stream.advance()
-        return {"blocks": session.notes}
+        return {"sites": session.notes}
 
-    def _fit(self, session: Session, stream: BlockStream, unit: Unit, name: str) -> dict[str, Any]:
-        module = cast(QuantLinear, site_module(session.model, name))
-        if module.bias is None:
+
+class _Fitting:
+    """The fit of one site of a unit."""
+
+    def __init__(self, step: Refit, session: Session, stream: BlockStream, unit: Unit, name: str) -> None:
+        self.step, self.session, self.stream, self.unit, self.name = step, session, stream, unit, name
+        self.module = cast(WeightedSite, site_module(session.model, name))
+        if self.module.bias is None:
             session.edit("add_bias", site=name)
-        assert module.bias is not None
-        fitted, held_out = self._moments(session, stream, unit, module)
-        quantizer = module.quantizer("weight")
-        old = quantizer.dequantize(module.codes()).double()
-        wanted = fitted.solve(self.ridge, start=old.T[None])[0].T
-        codes = rounded_with_feedback(wanted, fitted.xx[0], quantizer)
-        new = quantizer.dequantize(codes).double()
-        bias = fitted.intercept(new.T[None])
-        before = held_out.error(old.T[None], module.bias.double()[None])
-        after = held_out.error(new.T[None], bias)
-        if after < before:
-            module.refit(codes, bias[0])
-        return {"block": unit.block.name, "error_left": round(after / before, 5), "kept": after < before}
+        self.ends_block = self._adds_to_output()
 
-    def _moments(
-        self, session: Session, stream: BlockStream, unit: Unit, module: QuantLinear
-    ) -> tuple[Moments, Moments]:
-        """Of the linear's quantized input and what it should have given, for the batches that fit and that decide."""
+    def run(self) -> dict[str, Any]:
+        """Fit, round, and keep the better of the two weights."""
+        module, (fitted, held_out) = self.module, self._moments()
+        assert module.bias is not None
+        groups, shape = len(fitted.xx), module.codes().shape
+        quantizer = by_row(cast(UniformQuantizer, module.quantizer("weight")))
+
+        def dense(codes: Tensor) -> Tensor:
+            return quantizer.dequantize(codes).double().view(groups, -1, codes.shape[1]).transpose(1, 2)
+
+        old = dense(module.codes().flatten(1))
+        trained = module.float_weight().double().flatten(1).view(groups, -1, old.shape[1]).transpose(1, 2)
+        wanted = fitted.solve(self.step.ridge, start=trained).transpose(1, 2).reshape(-1, old.shape[1])
+        codes = rounded_with_feedback(wanted, fitted.xx, quantizer)
+        bias = fitted.intercept(dense(codes))
+        before = held_out.error(old, module.bias.double().view(groups, -1))
+        after = held_out.error(dense(codes), bias)
+        if after < before:
+            module.refit(codes.view(shape), bias.flatten())
+        return {"site": self.name, "error_left": round(after / before, 5) if before else 1.0, "kept": after < before}
+
+    def _moments(self) -> tuple[Moments, Moments]:
+        """Of the quantized input and what the site should have given, for the batches that fit and that decide."""
         fitted, held_out = Moments(), Moments()
-        quantizer = module.quantizer("input")
+        for decides, moments in self.stream.in_order(self._measured()):
+            fitted, held_out = (fitted, held_out.merge(moments)) if decides else (fitted.merge(moments), held_out)
+        return fitted, held_out
+
+    def _measured(self) -> Iterator[tuple[bool, Moments]]:
+        """Of each batch of this process whether it decides, and its moments."""
+        stream, unit, module = self.stream, self.unit, self.module
         for number in stream.numbers():
             x = stream.inputs[number]
+            origin = stream.float_inputs[number] if stream.both else x
             with watched(module) as seen:
                 given = stream.run(unit, x)
-            lacking = stream.run_float(unit, stream.float_inputs[number] if stream.both else x) - given
-            ((before, behind),) = seen
-            moments = held_out if stream.held_out(number) else fitted
-            rows = quantizer(before).reshape(1, -1, before.shape[-1])
-            moments.add(rows, (behind + lacking).reshape(1, -1, behind.shape[-1]))
-        return shared(fitted, session.world), shared(held_out, session.world)
+            if self.ends_block:
+                lacking = stream.run_float(unit, origin) - given
+                wanted = [y + lacking.view_as(y) for _, y in seen]
+            else:
+                with watched(module) as exact:
+                    stream.run(unit, origin, "float")
+                wanted = [y for _, y in exact]
+            moments = Moments()
+            for (before, _), target in zip(seen, wanted, strict=True):
+                moments.add(module.patches(module.quantizer("input")(before)), module.by_patch(target))
+            yield stream.held_out(number), moments
 
-
-def last_linear(session: Session, stream: BlockStream, unit: Unit) -> str | None:
-    """The last linear of a unit if its output is added to the unit's, unscaled; else None."""
-    names = [site.name for site in unit.block.sites if site.role not in ("qk", "pv", "side")]
-    module = site_module(session.model, names[-1]) if names else None
-    if not isinstance(module, QuantLinear) or not len(stream.inputs):
-        return None
-    x = stream.inputs[0][:1]
-    before = stream.run(unit, x)
-    handle = module.register_forward_hook(lambda _module, _inputs, y: y + 1)
-    try:
-        moved = stream.run(unit, x) - before
-    finally:
-        handle.remove()
-    return names[-1] if bool(((moved - 1).abs() < 1e-3 * (1 + before.abs())).all()) else None
+    def _adds_to_output(self) -> bool:
+        """Whether the site is a linear whose output is added, as it is, to the unit's."""
+        if not isinstance(self.module, QuantLinear) or not len(self.stream.inputs):
+            return False
+        x = self.stream.inputs[0][:1]
+        before = self.stream.run(self.unit, x)
+        if before.shape[-1] != self.module.out_features:
+            return False
+        # No constant: the next norm would not see it.
+        moved = torch.linspace(-1, 1, self.module.out_features, device=x.device)
+        handle = self.module.register_forward_hook(lambda _module, _inputs, y: y + moved)
+        try:
+            after = self.stream.run(self.unit, x)
+        finally:
+            handle.remove()
+        return bool(torch.isclose(after - before, moved.expand_as(before), atol=1e-3).all())

@@ -1,0 +1,70 @@
+"""Several processes of one run, as threads of the test: without the seconds that processes take to start."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from halfbyte.distributed import World
+from halfbyte.errors import HalfbyteError
+
+Together = Callable[[int, Callable[[World], Any]], list[Any]]
+
+
+@dataclass
+class Table:
+    """Where the threads meet."""
+
+    barrier: threading.Barrier
+    places: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """A world of threads, which see copies of what the others have."""
+
+    table: Table | None = None
+
+    def gather(self, value: Any) -> list[Any]:
+        self.table.places[self.rank] = value
+        self.table.barrier.wait()
+        found = copy.deepcopy(self.table.places)
+        self.table.barrier.wait()
+        return found
+
+    def merge(self, rows: Tensor) -> Tensor:
+        return rows.copy_(sum(self.gather(rows)))
+
+
+@pytest.fixture
+def together() -> Together:
+    """Runs a function of a `World` as so many processes would; returns what each returns or raises."""
+
+    def run(count: int, work: Callable[[World], Any]) -> list[Any]:
+        table = Table(threading.Barrier(count, timeout=60), [None] * count)
+
+        def one(rank: int) -> Any:
+            torch.set_num_threads(1)
+            try:
+                return work(ThreadWorld(rank, count, table))
+            except HalfbyteError as error:
+                return error
+            except Exception as error:
+                table.barrier.abort()
+                return error
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(count) as pool:
+            results = list(pool.map(one, range(count)))
+        torch.set_num_threads(threads)
+        return results
+
+    return run
