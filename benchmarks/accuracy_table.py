@@ -46,7 +46,13 @@ def main() -> None:
         named, *settings = run.split("+")
         recipe, bits, seed = (*named.split(":"), "0")[:3]
         weight, activation = (*bits.split("/"), bits)[:2]
-        key = {"recipe": Path(recipe).stem, "model": options.model, "bits": [int(weight), int(activation)], "seed": int(seed), "settings": settings}
+        key = {
+            "recipe": Path(recipe).stem,
+            "model": options.model,
+            "bits": [int(weight), int(activation)],
+            "seed": int(seed),
+            "settings": settings,
+        }
         if any(row["run"] == key for row in _rows(options.out)):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +76,10 @@ def _rows(table: Path) -> list[dict[str, Any]]:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| model, recipe | W/A | seed | top-1 | float | agreement | KL | seconds |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model, recipe | W/A | seed | top-1 | float | agreement | KL | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         run, got = row["run"], row["quantized"]
         recipe = " ".join([run["model"], run["recipe"], *run["settings"]])

@@ -56,7 +56,7 @@ def quantize(
     force: Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")] = False,
     json_file: Json = None,
 ) -> None:  # fmt: skip
-    """Quantize a model by a recipe: a packed artifact, its metrics and a report."""
+    """Quantize a model by a recipe: a packed artifact, its metrics and a report; under torchrun, shared out."""
     from halfbyte import api
     from halfbyte.distributed import leads
     from halfbyte.inputs import Options
