@@ -20,7 +20,8 @@ from halfbyte.quantizers.log import GELU_SHIFT
 
 # Top-1 on 500 images that must be left; the float models have 91 to 93 %.
 FLOORS = {("fashion_vit", 4): 88.0, ("fashion_vit", 3): 78.0, ("fashion_swin", 4): 88.0, ("fashion_swin", 3): 78.0}
-FAST = ("adalog.images=8", "adalog.rounds=1", "adalog.candidates=64", "adalog.steps=2")
+SHORT = ("adalog.images=8", "adalog.rounds=1", "adalog.candidates=64", "adalog.steps=3")
+SHORTEST = ("adalog.images=4", "adalog.rounds=1", "adalog.candidates=64", "adalog.steps=2")
 TENSORS = "model.safetensors"
 
 
@@ -28,7 +29,7 @@ TENSORS = "model.safetensors"
 def test_accuracy_at_few_bits(model: str, bits: int, tmp_path: Path) -> None:
     metrics = halfbyte.quantize(
         model=model, recipe="adalog", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=500, workers=0,
-        calib_images=32, settings=("adalog.images=8", "adalog.rounds=1"),
+        calib_images=32, settings=SHORT,
     ).metrics  # fmt: skip
     assert metrics["quantized"]["top1"] >= FLOORS[model, bits]
     assert metrics["coverage"]["float"] == []
@@ -45,7 +46,7 @@ def test_every_quantizer_of_attention_maps_and_gelu(name: str, paper: bool, tmp_
     choice = name.removesuffix("-paper")
     result = halfbyte.quantize(
         model="fashion_vit", recipe="adalog-paper" if paper else "adalog", out=tmp_path / "run", limit=100, workers=0,
-        calib_images=8, settings=(*FAST, f"adalog.post_softmax={choice}", f"adalog.post_gelu={choice}"),
+        calib_images=8, settings=(*SHORTEST, f"adalog.post_softmax={choice}", f"adalog.post_gelu={choice}"),
     )  # fmt: skip
     assert result.metrics["quantized"]["top1"] >= 60
     facts = json.loads((result.folder / "quantization.json").read_text())
@@ -71,7 +72,7 @@ def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -
 
 def test_a_killed_search_continues_with_the_block_where_it_stopped(tmp_path: Path) -> None:
     options = ["fashion_vit", "--recipe", "adalog", "--calib-images", "8", "--limit", "16", "--workers", "0"]
-    options += [part for setting in FAST for part in ("--set", setting)]
+    options += [part for setting in SHORTEST for part in ("--set", setting)]
     command = [sys.executable, "-m", "halfbyte", "quantize", *options, "--out"]
     state = tmp_path / "killed" / "resume.safetensors"
     process = subprocess.Popen([*command, str(state.parent)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -91,7 +91,6 @@ def test_behind_quantized_layers_each_range_is_fitted_to_what_reaches_it(recipe:
         ("percentile.upstream=both", "upstream must be one of float, quantized"),
         ("percentile.conv_input_bits=9", "conv_input_bits must be 0"),
         ("percentile.conv_input_bits=1", "conv_input_bits must be 0"),
-        ("percentile.images=0", "images must be at least 1"),
     ],
 )
 def test_parameters_out_of_range_are_refused(setting: str, message: str) -> None:

@@ -38,8 +38,6 @@ class Ranges(ABC):
     upstream: str = "float"
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError("images must be at least 1")
         if self.upstream not in UPSTREAM:
             raise ValueError(f"upstream must be one of {', '.join(UPSTREAM)}")
 
