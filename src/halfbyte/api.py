@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfbyte.artifact import Artifact, load_artifact
+from halfbyte.artifact import Artifact, load_artifact, side_bytes
+from halfbyte.artifact_files import TENSORS
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
 from halfbyte.distributed import World, world
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
-from halfbyte.facts import describe_sites
+from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
 from halfbyte.inputs import (
     Inputs,
@@ -154,11 +155,15 @@ def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
     artifact = _artifact(target)
     if artifact is not None:
         recipe = artifact.facts.get("recipe")
+        left = artifact.facts.get("coverage") or coverage(artifact.model, artifact.layout)
+        stored = (Path(target) / TENSORS).stat().st_size
         return {
             "model": artifact.facts["source"]["architecture"],
             "recipe": recipe and recipe["name"],
             "sites": describe_sites(artifact.model, artifact.layout, artifact.facts["sites"]),
-            "coverage": artifact.facts.get("coverage") or coverage(artifact.model, artifact.layout),
+            "coverage": left,
+            "bytes": {"artifact": stored, "side": side_bytes(artifact.model, artifact.layout)},
+            "operations": operations(artifact.model, artifact.layout, left),
             "edits": len(artifact.facts["edits"]),
         }
     if weights is not None:

@@ -32,6 +32,7 @@ from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
+from halfbyte.layers.branch import Branch
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import checked_preprocessing, create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, settle, site_module
@@ -81,22 +82,12 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     `facts` needs "source" (architecture, tag, ...), "edits" and "preprocessing"; whatever else it holds is kept.
     Raises `HalfbyteError` where the disk is full or not writable; then no file of an earlier artifact is harmed.
     """
-    tensors: dict[str, Tensor] = {}
     sites = []
     for site in layout.sites:
         module = site_module(model, site.name)
-        if isinstance(module, WeightedSite):
-            codes = module.codes().cpu().numpy()
-            stream = pack(codes, module.quantizer("weight").bits)
-            tensors[f"{site.name}.weight_codes"] = torch.from_numpy(stream)
         specs = {operand: module.quantizer(operand).spec() for operand in site.operands}
         sites.append({"name": site.name, "role": site.role, "quantizers": specs})
-    for name, tensor in named_leftovers(model).items():
-        kept = tensor.to(stored_dtype(name, tensor)) if tensor.is_floating_point() else tensor
-        tensors[name] = kept.detach().cpu().clone().contiguous()
-    for name, tensor in _quantizer_tensors(model, layout).items():
-        tensors[name] = tensor.detach().cpu().clone().contiguous()
-    blob = save_tensors(tensors)
+    blob = save_tensors(_stored_tensors(model, layout))
     known = {entry["name"]: entry for entry in facts.get("sites", [])}
     merged = [{**known.get(entry["name"], {}), **entry} for entry in sites]
     quantization = {**facts, "format": FORMAT, "version": VERSION, "sites": merged,
@@ -105,6 +96,13 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     quantization["facts_sha256"] = facts_sha256(quantization, config)
     write_files(folder, {TENSORS: blob, CONFIG: json_bytes(config), QUANTIZATION: json_bytes(quantization)})
     return len(blob)
+
+
+def side_bytes(model: nn.Module, layout: Layout) -> int:
+    """The bytes of the tensors that an artifact keeps for what stands beside the blocks (`Branch`)."""
+    beside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Branch))
+    stored = _stored_tensors(model, layout) if beside else {}
+    return sum(tensor.nbytes for name, tensor in stored.items() if name.startswith(beside))
 
 
 @torch.inference_mode(False)  # what is made in it can never be trained, nor tell whether it changed
@@ -171,6 +169,22 @@ def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
         if name not in owned and "_quantizer." not in name
         and not name.endswith((_NOT_STORED, ".weight_codes")) and not is_trained(name)
     }  # fmt: skip
+
+
+def _stored_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """What an artifact keeps: packed codes, leftovers in the types they are stored in, parameters of quantizers."""
+    tensors: dict[str, Tensor] = {}
+    for site in layout.sites:
+        module = site_module(model, site.name)
+        if isinstance(module, WeightedSite):
+            stream = pack(module.codes().cpu().numpy(), module.quantizer("weight").bits)
+            tensors[f"{site.name}.weight_codes"] = torch.from_numpy(stream)
+    for name, tensor in named_leftovers(model).items():
+        kept = tensor.to(stored_dtype(name, tensor)) if tensor.is_floating_point() else tensor
+        tensors[name] = kept.detach().cpu().clone().contiguous()
+    for name, tensor in _quantizer_tensors(model, layout).items():
+        tensors[name] = tensor.detach().cpu().clone().contiguous()
+    return tensors
 
 
 def _quantizer_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -178,8 +178,9 @@ def _print_sites(facts: dict[str, Any]) -> None:
     for heading in ("site", "role", "activation", "weight", "MMACs", "bytes", "SQNR dB"):
         table.add_column(heading, no_wrap=True)
     for row in facts["sites"]:
-        activations = "\n".join(row[key] for key in ("input", "left", "right") if row.get(key))
-        weight = "" if "left" in row else row["weight"] or "float"
+        # Short, so that a terminal of 80 columns shows them whole.
+        activations = "\n".join(row[key].replace(" per_", "/") for key in ("input", "left", "right") if row.get(key))
+        weight = "" if "left" in row else (row["weight"] or "float").replace(" per_", "/")
         sqnr = _figure(row["sqnr_db"], 1)
         macs = f"{row['macs'] / 1e6:.2f}"
         table.add_row(row["name"], row["role"], activations or "float", weight, macs, str(row["bytes"]), sqnr)
@@ -189,8 +190,26 @@ def _print_sites(facts: dict[str, Any]) -> None:
     console.print(
         f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False
     )
+    _print_costs(facts, console)
     for entry in covered["float"]:
         console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+
+
+def _print_costs(facts: dict[str, Any], console: Console) -> None:
+    """What an artifact takes; where something stands beside its blocks, also that, and the rest without it."""
+    if "operations" not in facts:
+        return
+    size, operations = facts["bytes"], facts["operations"]
+    whole = (size["artifact"], operations["macs"], operations["bit_operations"])
+    beside = (size["side"], operations["side_macs"], operations["side_bit_operations"])
+    rows = {"the whole": whole}
+    if beside[1]:
+        without = tuple(all_of - part for all_of, part in zip(whole, beside, strict=True))
+        rows = {"without compensation": without, "compensation": beside, **rows}
+    table = Table("", "megabytes", "MMACs per image", "Gbit operations per image")
+    for name, (stored, macs, bit_operations) in rows.items():
+        table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
+    console.print(table)
 
 
 def _figure(value: float | None, digits: int = 2) -> str:

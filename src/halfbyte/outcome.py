@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact
+from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
 from halfbyte.coverage import coverage
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
 from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
@@ -62,7 +62,11 @@ def _write(
         "skipped_images": inputs.skipped,
         "float": floats,
         "quantized": quantized,
-        "bytes": {"float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()), "artifact": size},
+        "bytes": {
+            "float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()),
+            "artifact": size,
+            "side": side_bytes(session.model, session.layout),
+        },
         "operations": operations(session.model, session.layout, left),
         "seconds": {**seconds, "evaluate": round(evaluation, 3), "total": total},
         "steps": [{"step": report.step, **report.figures} for report in session.reports],

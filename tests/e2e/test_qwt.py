@@ -14,13 +14,14 @@ import torch
 from safetensors import safe_open
 
 import halfbyte
-from halfbyte.api import Result
+from halfbyte.api import Result, inspect_model
 from halfbyte.data.images import EMBEDDED_TEST, limit, open_images
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.layers.branch import Branch
 from halfbyte.models.load import load_model
-from halfbyte.prepare import model_state, set_state
+from halfbyte.prepare import model_state, set_state, site_module
+from halfbyte.quantizers.packing import packed_size
 from halfbyte.session import Session
 
 TENSORS = "model.safetensors"
@@ -75,6 +76,11 @@ def test_accuracy_comes_back(model: str, base: str, tmp_path: Path) -> None:
     sides = [site for site in result.metrics["sites"] if site["role"] == "side"]
     assert {(site["bits"]["weight"], site["bits"]["activation"]) for site in sides} == {(8, 8)}
     assert 0 < result.metrics["operations"]["side_macs"] < 0.15 * result.metrics["operations"]["macs"]
+    weights = sum(packed_size(site_module(result.model, site["name"]).weight.numel(), 8) for site in sides)
+    assert weights < result.metrics["bytes"]["side"] < 2 * weights
+    inspected = inspect_model(str(tmp_path / "run"))
+    assert inspected["operations"] == result.metrics["operations"]
+    assert {**result.metrics["bytes"], **inspected["bytes"]} == result.metrics["bytes"]
 
 
 CHOICES = {

@@ -73,11 +73,20 @@ def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     old, new = number(size.get("float")), number(size.get("artifact"))
     macs, bit_operations = number(operations.get("macs")), number(operations.get("bit_operations"))
     none = wording.NOT_APPLICABLE
-    return [
+    rows: list[tuple[str, ...]] = [
         ("Size", wording.size(old), wording.size(new), wording.shrinkage(old, new)),
         ("MACs per image", wording.magnitude(macs), wording.magnitude(macs), none),
         ("Bit operations per image", none, wording.magnitude(bit_operations), none),
     ]
+    beside = number(operations.get("side_macs"))
+    if beside:
+        bits = number(operations.get("side_bit_operations"))
+        rows += [
+            ("of it compensation: size", none, wording.size(number(size.get("side"))), none),
+            ("of it compensation: MACs", none, wording.magnitude(beside), none),
+            ("of it compensation: bit operations", none, wording.magnitude(bits), none),
+        ]
+    return rows
 
 
 def _size_chart(metrics: Mapping[str, Any]) -> Html:
