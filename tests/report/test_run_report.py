@@ -219,6 +219,19 @@ def test_a_site_without_a_measurement_keeps_its_place(read_page: Callable[..., A
     assert all("nan" not in str(bar["width"]) and "inf" not in str(bar["width"]) for bar in page.all("rect"))
 
 
+def test_compensation_has_its_own_costs_and_no_bars(read_page: Callable[..., Any]) -> None:
+    metrics = deit_tiny_metrics()
+    metrics["bytes"]["side"] = 224_000
+    metrics["operations"] |= {"side_macs": 58_000_000, "side_bit_operations": 3_712_000_000}
+    metrics["sites"].append({**_site("blocks.0.qwt.down", "side", 8, 8, 0.0), "sqnr_db": None})
+    text = read_page(render_run(metrics, RECIPE)).text()
+    for part in ("Size of compensation", "0.22 MB", "1.20 G", "1.26 G", "58.00 M", "3.71 G"):
+        assert part in text, part
+    plain = read_page(render_run(deit_tiny_metrics(), RECIPE)).text()
+    assert "compensation" not in plain
+    assert text.count("blocks.0.qwt.down") == 1
+
+
 def test_a_simulation_is_called_one(read_page: Callable[..., Any]) -> None:
     assert "Simulation only" in read_page(render_run(deit_tiny_metrics() | {"paper_exact": True}, RECIPE)).text()
     assert "Simulation only" not in read_page(render_run(deit_tiny_metrics(), RECIPE)).text()

@@ -72,19 +72,20 @@ def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     size, operations = mapping(metrics.get("bytes")), mapping(metrics.get("operations"))
     old, new = number(size.get("float")), number(size.get("artifact"))
     macs, bit_operations = number(operations.get("macs")), number(operations.get("bit_operations"))
+    beside = number(operations.get("side_macs")) or 0.0
+    plain = None if macs is None else macs - beside
     none = wording.NOT_APPLICABLE
     rows: list[tuple[str, ...]] = [
         ("Size", wording.size(old), wording.size(new), wording.shrinkage(old, new)),
-        ("MACs per image", wording.magnitude(macs), wording.magnitude(macs), none),
+        ("MACs per image", wording.magnitude(plain), wording.magnitude(macs), none),
         ("Bit operations per image", none, wording.magnitude(bit_operations), none),
     ]
-    beside = number(operations.get("side_macs"))
     if beside:
         bits = number(operations.get("side_bit_operations"))
         rows += [
-            ("of it compensation: size", none, wording.size(number(size.get("side"))), none),
-            ("of it compensation: MACs", none, wording.magnitude(beside), none),
-            ("of it compensation: bit operations", none, wording.magnitude(bits), none),
+            ("Size of compensation", none, wording.size(number(size.get("side"))), none),
+            ("MACs of compensation", none, wording.magnitude(beside), none),
+            ("Bit operations of compensation", none, wording.magnitude(bits), none),
         ]
     return rows
 

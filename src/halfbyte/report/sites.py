@@ -31,6 +31,7 @@ _MEANING = {
     "conv": "convolutions",
     "depthwise": "depthwise convolutions",
     "head": "classifier",
+    "side": "compensation beside the blocks",
 }
 _LEGEND = {
     "linear": "linear",
@@ -96,6 +97,7 @@ def _panels(sites: Sequence[SiteFacts]) -> Html:
     groups: dict[str, list[SiteFacts]] = {}
     for entry in sites:
         groups.setdefault(entry.role, []).append(entry)
+    groups.pop("side", None)  # runs in no float model: nothing to draw
     panels = (_panel(role, group, axis, margin) for role, group in groups.items())
     return element("div", lines(*panels), class_="panels")
 
