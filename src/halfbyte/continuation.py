@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from halfbyte.artifact import load_artifact, named_leftovers
 from halfbyte.artifact_files import read_facts
 from halfbyte.errors import HalfbyteError
+from halfbyte.families.layout import Site
 from halfbyte.layers.norm import ExactBatchNorm
 from halfbyte.layers.site import WeightedSite
 from halfbyte.models.load import EMBEDDED
 from halfbyte.prepare import site_module
 from halfbyte.recipe import BitPlan, bit_plan
 from halfbyte.session import Session
+
+# Of the largest entry: what rounding may have moved a bias that no step corrected.
+SAME_BIAS = 1e-4
 
 
 def artifact_plan(folder: Path) -> tuple[BitPlan, bool]:
@@ -59,6 +64,7 @@ def adopt(session: Session, folder: Path) -> None:
     for path, norm in session.model.named_modules():
         if isinstance(norm, ExactBatchNorm):
             norm.restate(kept[f"{path}.running_mean"], kept[f"{path}.running_var"])
+    trained = {name: tensor.detach().clone() for name, tensor in named_leftovers(session.model).items()}
     for name, tensor in named_leftovers(session.model).items():
         tensor.copy_(kept[name])
     for site in session.layout.sites:
@@ -69,3 +75,17 @@ def adopt(session: Session, folder: Path) -> None:
             if module.folded_scale is not None:
                 module.rescale_weight(module.folded_scale)
             module.weight_codes = source.codes().to(session.device)
+            _tell_corrected_bias(module, site, trained, kept)
+
+
+def _tell_corrected_bias(module: WeightedSite, site: Site, trained: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
+    """Where an artifact's bias is more than the trained one with what its norm's shift asks for, keep the latter for
+    the state `float`."""
+    if module.bias is None:
+        return
+    bias = trained[f"{site.name}.bias"].double()
+    if site.norm is not None and module.folded_scale is not None and module.weight is not None:
+        before, after = trained[f"{site.norm}.bias"].double(), kept[f"{site.norm}.bias"].to(bias.device).double()
+        bias = bias + module.weight.double() @ (before / module.folded_scale.double() - after)
+    if not torch.allclose(bias.float(), module.bias, rtol=0, atol=SAME_BIAS * float(bias.abs().max())):
+        module.trained_bias = bias.float()

@@ -15,7 +15,7 @@ from halfbyte import api
 from halfbyte.inputs import Options, read_inputs, resolved_recipe
 from halfbyte.layers.site import WeightedSite
 from halfbyte.models.load import load_model
-from halfbyte.prepare import site_module
+from halfbyte.prepare import model_state, site_module
 from halfbyte.progress import Progress
 from halfbyte.steps import catalog
 
@@ -96,6 +96,22 @@ def test_a_step_goes_on_from_the_artifacts_values(go_on, start, tmp_path):
     before, after = load_file(start / TENSORS), load_file(tmp_path / "out" / TENSORS)
     assert torch.equal(after["head.bias"], before["head.bias"] + 0.5)
     assert all(torch.equal(after[name], before[name]) for name in before if name != "head.bias")
+
+
+@pytest.mark.parametrize("step", ["refit: {images: 32, sites: last}", "bias_correct: {images: 32, affine: true}"])
+def test_the_float_state_is_the_trained_model_behind_a_correction(start, later, tmp_path, step):
+    (tmp_path / "first.yaml").write_text(f"name: first\nsteps: [{{{step}}}]\n")
+    api.quantize(
+        start=start, recipe=tmp_path / "first.yaml", calib_images=32, limit=8, workers=0, out=tmp_path / "corrected"
+    )
+    options = Options(start=tmp_path / "corrected", recipe=later, calib_images=32, limit=8, workers=0)
+    session = api._session(read_inputs(options, resolved_recipe(options), Progress(quiet=True)), options, Progress())
+    images = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    corrected = [site_module(session.model, site.name) for site in session.layout.sites if site.role == "fc2"]
+    assert all(module.trained_bias is not None for module in corrected)
+    assert site_module(session.model, "head").trained_bias is None
+    with torch.no_grad(), model_state(session.model, "float"):
+        torch.testing.assert_close(session.model(images), session.teacher(images), rtol=0, atol=1e-3)
 
 
 def test_an_option_given_wins_over_the_artifacts_preprocessing(go_on, tmp_path):
