@@ -16,7 +16,7 @@ from halfbyte.data.images import EMBEDDED_CALIBRATION, open_images
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.describe import describe
 from halfbyte.families.places import places
-from halfbyte.layers.adapters import Adapter
+from halfbyte.layers.adapters import Adapter, SeparableAdapter
 from halfbyte.layers.site import WeightedSite
 from halfbyte.models.builtin import create_builtin
 from halfbyte.models.cifar_resnet import create_cifar_resnet
@@ -101,8 +101,8 @@ def test_a_model_without_stages_has_no_blocks_in_one():
 @pytest.mark.parametrize(
     "wrong",
     [
-        "blocks: [a]", "blocks: ['1-']", "blocks: ['1:2:3']", "attn_kind: wide", "mlp_kind: wide", "images: 4",
-        "mlp_r: 0", "kernel_size: 2", "lr: 2.0", "epochs: 0", "accumulate: 0", "blocks: [1]",
+        "blocks: [a]", "blocks: ['1-']", "blocks: ['1:2:3']", "attn_kind: wide", "mlp_kind: wide", "start: dead",
+        "images: 4", "mlp_r: 0", "kernel_size: 2", "lr: 2.0", "epochs: 0", "accumulate: 0", "blocks: [1]",
         "attn_kind: none, mlp_kind: none",
     ],
 )  # fmt: skip
@@ -177,6 +177,17 @@ def test_published_layers_start_with_the_class_token_alone(monkeypatch):
         out = adapters[0](torch.ones(1, 17, 24))
     assert torch.equal(out[:, :1], torch.full((1, 1, 24), 0.1))
     assert not out[:, 1:].any()
+
+
+@pytest.mark.parametrize("start", ["alive", "published"])
+def test_from_the_published_start_the_attention_adapters_layers_never_learn(start):
+    session = session_of(tiny_vit(), recipe(SMALL.replace("epochs: 1", "epochs: 3") + f", lr: 0.01, start: {start}}}"))
+    run_qla(session)
+    layers = [module.dw for module in session.model.modules() if isinstance(module, SeparableAdapter)]
+    started = torch.zeros(24, 1, 3, 3)
+    if start == "alive":
+        started[:, 0, 1, 1] = 1.0
+    assert [torch.equal(layer.weight, started) for layer in layers] == [start == "published"] * 2
 
 
 @pytest.mark.parametrize("name", ["fashion_swin", "fashion_resnet"])

@@ -26,6 +26,7 @@ from halfbyte.train.losses import LossWeights
 NAME = "qla"
 ATTENTION_KINDS = ("separable", "depthwise", "none")
 MLP_KINDS = ("lowrank", "bottleneck", "affine", "none")
+STARTS = ("alive", "published")
 LIMITS = {
     "images": (8, 10**9), "attn_r": (1, 4096), "mlp_r": (1, 4096), "factor": (1, 10**6), "epochs": (1, 10**4),
     "batch_size": (0, 10**6), "accumulate": (1, 10**4), "lr": (0, 1), "temperature": (0, 100),
@@ -58,8 +59,9 @@ class QLA:
     images: calibration images, of which an eighth decides which epoch is kept (or that none is). blocks: which get
     adapters, by number, range or stage:block such as "5", "0-3", "1:0"; empty: all. attn_kind: `separable` (with
     `attn_r` channels), `depthwise` or `none`. mlp_kind: `lowrank` (of rank `mlp_r`, in integers on the codes of the
-    MLP's own input), `bottleneck`, `affine` or `none`. kernel_size, factor: of a stage's convolution, which has
-    `factor` input channels a group. batch_size (of one step, in `accumulate` parts), lr, temperature: 0 takes the
+    MLP's own input), `bottleneck`, `affine` or `none`. start: `alive`, or `published`, from which the layers of
+    `separable` and `bottleneck` but the last bias never learn. kernel_size, factor: of a stage's convolution, which
+    has `factor` input channels a group. batch_size (of one step, in `accumulate` parts), lr, temperature: 0 takes the
     published ones of the family, as -1 does for weight_decay and for ce, kd and feature, the weights of cross entropy,
     distillation and features. labels: whether to use them, where they are classes of the model. cosine: let the rate
     fall to 0. autocast: compute in bfloat16 where torch deems it safe.
@@ -76,6 +78,7 @@ class QLA:
     attn_r: int = 8
     mlp_kind: str = "lowrank"
     mlp_r: int = 8
+    start: str = "alive"
     kernel_size: int = 1
     factor: int = 64
     epochs: int = 1
@@ -92,7 +95,7 @@ class QLA:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("attn_kind", ATTENTION_KINDS), ("mlp_kind", MLP_KINDS)):
+        for name, choices in (("attn_kind", ATTENTION_KINDS), ("mlp_kind", MLP_KINDS), ("start", STARTS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}")
         for name, (least, most) in LIMITS.items():
@@ -180,7 +183,7 @@ def attach(step: QLA, session: Session, where: list[Place]) -> None:
             )  # fmt: skip
             adapter = cast(Adapter, session.model.get_submodule(f"{link.at}.{NAME}"))
             _set_quantizers(session, link, adapter)
-            adapter.start(session.generator, dead=session.recipe.paper_exact)
+            adapter.start(session.generator, dead=session.recipe.paper_exact or step.start == "published")
 
 
 def _described(

@@ -6,7 +6,6 @@ what it was, in other codes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.block_stream import TARGETS, BlockStream, Unit, watched
-from halfbyte.calibrate.error_feedback import by_row, rounded_in_best_ranges, rounded_with_feedback
+from halfbyte.calibrate.error_feedback import by_row, rounded_with_feedback
 from halfbyte.calibrate.moments import Moments
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import WeightedSite
@@ -24,7 +23,6 @@ from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.session import Session
 
 SITES = ("all", "last")
-RANGES = ("fitted", "kept")
 
 
 @dataclass(frozen=True)
@@ -34,25 +32,24 @@ class Refit:
     images: calibration images, of which an eighth decides whether a site keeps its new weight. sites: `all` of a block,
     or its `last`. target: what they give in float for the same input (`local`) or in the float model (`stream`). A
     linear whose output is added to the block's is fitted to what the block lacks, every other site to what it lacks
-    itself. ranges: `fitted`: each row of a weight gets the range in which its outputs lose least; `kept`: it keeps its
-    own. ridge: how strongly weights are held where they were, relative to the mean variance of their inputs.
+    itself. ridge: how strongly weights are held where they were, relative to the mean variance of their inputs: held
+    loosely, weights that meet noise shrink, and the blocks behind pay for it.
     """
 
     calibrates: ClassVar[bool] = False
     images: int = 512
     sites: str = "all"
     target: str = "local"
-    ranges: str = "fitted"
-    ridge: float = 1e-2
+    ridge: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("target", TARGETS), ("sites", SITES), ("ranges", RANGES)):
+        for name, choices in (("target", TARGETS), ("sites", SITES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}")
         if self.images < 8:
             raise ValueError("images must be at least 8: an eighth of them decides")
-        if not 0 <= self.ridge <= 1:
-            raise ValueError("ridge must be from 0 to 1")
+        if not 0 <= self.ridge <= 100:
+            raise ValueError("ridge must be from 0 to 100")
 
     def run(self, session: Session) -> dict[str, Any]:
         """Fit block by block; the figures tell what was left of each site's held-out error."""
@@ -80,8 +77,7 @@ class _Fitting:
         module, (fitted, held_out) = self.module, self._moments()
         assert module.bias is not None
         groups, shape = len(fitted.xx), module.codes().shape
-        own = cast(UniformQuantizer, module.quantizer("weight"))
-        quantizer = by_row(own)
+        quantizer = by_row(cast(UniformQuantizer, module.quantizer("weight")))
 
         def dense(codes: Tensor) -> Tensor:
             return quantizer.dequantize(codes).double().view(groups, -1, codes.shape[1]).transpose(1, 2)
@@ -89,18 +85,11 @@ class _Fitting:
         old = dense(module.codes().flatten(1))
         trained = module.float_weight().double().flatten(1).view(groups, -1, old.shape[1]).transpose(1, 2)
         wanted = fitted.solve(self.step.ridge, start=trained).transpose(1, 2).reshape(-1, old.shape[1])
-        fits_ranges = self.step.ranges == "fitted" and own.axis == 0
-        rounded = rounded_in_best_ranges if fits_ranges else rounded_with_feedback
-        codes = rounded(wanted, fitted.xx, quantizer)
+        codes = rounded_with_feedback(wanted, fitted.xx, quantizer)
         bias = fitted.intercept(dense(codes))
         before = held_out.error(old, module.bias.double().view(groups, -1))
         after = held_out.error(dense(codes), bias)
         if after < before:
-            if fits_ranges:
-                ranged = copy.deepcopy(own)
-                parameters = (quantizer.calibrated(part) for part in (quantizer.scale, quantizer.zero_point))
-                ranged.set_parameters(*(part.view(-1, *[1] * (len(shape) - 1)) for part in parameters))
-                module.set_quantizer("weight", ranged)
             module.refit(codes.view(shape), bias.flatten())
         return {"site": self.name, "error_left": round(after / before, 5) if before else 1.0, "kept": after < before}
 
