@@ -98,7 +98,7 @@ class BlockStream:
         """The trained unit's output for a batch of inputs."""
         args, keywords = unit.extra
         with torch.no_grad():
-            output: Tensor = self.session.teacher.get_submodule(unit.block.name)(x, *args, **keywords)
+            output: Tensor = self.session.aligned.get_submodule(unit.block.name)(x, *args, **keywords)
         return output
 
     def numbers(self) -> range:
@@ -146,7 +146,7 @@ class BlockStream:
             with self._state(self.session.model, "quantized"):
                 self.inputs = self._inputs_of(self.session.model, name)
             if self.both:
-                self.float_inputs = self._inputs_of(self.session.teacher, name)
+                self.float_inputs = self._inputs_of(self.session.aligned, name)
             self._at = index
 
     def _inputs_of(self, model: nn.Module, name: str) -> BatchStore:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from halfbyte import rotation
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout, Site
 from halfbyte.layers.adapters import adapter
@@ -22,6 +23,8 @@ from halfbyte.registry import Registry
 
 EditFunction = Callable[..., Layout]
 EDITS: Registry[EditFunction] = Registry("edit")
+# Behind these the tensors between modules mean something else than in the trained model.
+CHANGES_BASIS = ("rotate_stream",)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,33 @@ def fold_norm(model: nn.Module, layout: Layout, site: str, norm: str) -> Layout:
         module.weight.copy_(module.weight.double() * scale.view(-1, 1, 1, 1))
         module.bias.copy_(module.bias.double() * scale + shift)
     replace_module(model, norm, behind.act)
+    return layout
+
+
+@EDITS.register("rotate_stream")
+def rotate_stream(
+    model: nn.Module,
+    layout: Layout,
+    writers: list[str],
+    scales: dict[str, str],
+    tokens: list[str],
+    readers: dict[str, list[str]],
+    seed: int | None,
+) -> Layout:
+    """Turn the residual stream by `hadamard.rotation`; its norms need no mean and have no weight and bias any more.
+    The arguments are those of `families.stream.Stream`."""
+    for site in sorted({site for sites in readers.values() for site in sites}):
+        layout = add_bias(model, layout, site)
+    rotation.rotate_stream(model, writers, scales, tokens, readers, seed)
+    return layout
+
+
+@EDITS.register("rotate_heads")
+def rotate_heads(
+    model: nn.Module, layout: Layout, attention: str, scores: bool, values: bool, seed: int | None
+) -> Layout:
+    """Turn q and k of every head of an attention alike, or v with what reads it, by `hadamard.rotation`."""
+    rotation.rotate_heads(model, attention, scores, values, seed)
     return layout
 
 

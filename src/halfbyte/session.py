@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from halfbyte.artifact import is_trained
 from halfbyte.data.images import ImageSet, batches
 from halfbyte.distributed import World
-from halfbyte.edits import Edit
+from halfbyte.edits import CHANGES_BASIS, Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout
 from halfbyte.layers.site import WeightedSite
@@ -58,7 +59,8 @@ class Step(Protocol):
 class Session:
     """One run: the prepared model and all that steps may use.
 
-    `calibration` holds the images that the run may use, each `[C, H, W]`; `teacher` is the untouched float model.
+    `calibration` holds the images that the run may use, each `[C, H, W]`; `teacher` is the untouched float model, and
+    `aligned` one whose tensors between modules can be compared with the model's: another one behind a rotation.
     `generator` is the only source of randomness. `folder` is where the state is saved from which a killed run
     continues; None: nowhere.
     """
@@ -81,6 +83,7 @@ class Session:
     notes: list[dict[str, Any]] = field(default_factory=list)
     # Tensors besides the model's of the step that runs now; they outlive a kill too.
     kept: dict[str, Tensor] = field(default_factory=dict)
+    _aligned: nn.Module | None = None
     # Of the step that runs now: parts that are done, seconds that it took before the run was killed, its start.
     _parts: int = 0
     _spent: float = 0.0
@@ -110,11 +113,18 @@ class Session:
         if self.folder is not None:
             self.save_state(self.folder)
 
+    @property
+    def aligned(self) -> nn.Module:
+        """The float model with whose tensors, module by module, those of the model can be compared."""
+        return self.teacher if self._aligned is None else self._aligned
+
     def edit(self, name: str, **arguments: Any) -> None:
         """Make a named change of structure and record it, so that a saved model can be rebuilt."""
         edit = Edit(name, arguments)
         self.layout = edit.apply(self.model, self.layout)
         self.edits.append(edit)
+        if name in CHANGES_BASIS:
+            self._aligned = copy.deepcopy(self.model)
 
     def images(self, count: int, batch_size: int | None = None) -> Iterator[Tensor]:
         """The first `count` calibration images in batches `[B, C, H, W]` on the device.

@@ -5,7 +5,7 @@ Each adapter takes over the children of the module that it replaces, so paramete
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class AttentionAdapter(Stateful):
     norm: nn.Module
     gate: nn.Module
     proj: nn.Module
+    # Whether q and k may be turned by their position (rotary embedding) before their product.
+    turns_with_position: ClassVar[bool] = False
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -80,6 +82,8 @@ class ViTAttention(AttentionAdapter):
     """timm's Attention, AttentionRope and EvaAttention: packed or separate projections, norms of q and k, rotary
     embedding, a norm and a gate behind the weighted sum."""
 
+    turns_with_position = True
+
     def __init__(self, attention: nn.Module) -> None:
         super().__init__(attention)
         self.prefix_tokens = int(getattr(attention, "num_prefix_tokens", 0))
@@ -122,6 +126,8 @@ class ViTAttention(AttentionAdapter):
 
 class PlainViTAttention(ViTAttention):
     """timm's Attention, whose second argument is the mask (no rotary embedding)."""
+
+    turns_with_position = False
 
     def forward(  # type: ignore[override]
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False

@@ -28,6 +28,26 @@ class ExactLayerNorm(Stateful):
         return F.layer_norm(x.double(), self.normalized_shape, weight, bias, self.eps).float()
 
 
+class ExactRMSNorm(ExactLayerNorm):
+    """What a LayerNorm without weight and bias computes of a vector whose mean is zero, in any basis:
+    x / sqrt(mean(x^2) + eps). A step may give it a weight and a bias again."""
+
+    def __init__(self, norm: ExactLayerNorm) -> None:
+        nn.Module.__init__(self)
+        self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = self.state != "float"
+        wide = x.double() if exact else x
+        result = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        for affine, operation in ((self.weight, torch.mul), (self.bias, torch.add)):
+            if affine is not None:
+                result = operation(result, affine.double() if exact else affine)
+        return result.float()
+
+
 class ExactBatchNorm(Stateful):
     """BatchNorm at evaluation: one multiplication and one addition a channel, then the activation that it may hold.
 

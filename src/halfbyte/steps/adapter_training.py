@@ -135,8 +135,8 @@ class AdapterTraining:
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         weights = self.settings.weights
         blocks = self.blocks if weights.feature else []
-        with torch.no_grad(), outputs(self.session.teacher, blocks) as wanted:
-            teacher = self.session.teacher(images)
+        with torch.no_grad(), outputs(self.session.aligned, blocks) as wanted:
+            teacher = self.session.aligned(images)
         with outputs(self.session.model, blocks) as features:
             student = self.session.model(images)
         pairs = list(zip(features, wanted, strict=True))

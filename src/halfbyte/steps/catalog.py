@@ -21,6 +21,7 @@ from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
+from halfbyte.steps.rotate import Rotate
 
 STEPS: Registry[type[Any]] = Registry("step")
 STEPS.register("repq")(RepQ)
@@ -31,6 +32,7 @@ STEPS.register("minmax")(MinMax)
 STEPS.register("bias_correct")(BiasCorrect)
 STEPS.register("refit")(Refit)
 STEPS.register("fold_batchnorm")(FoldBatchNorm)
+STEPS.register("rotate")(Rotate)
 STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
 STEPS.register("qla")(QLA)

@@ -188,7 +188,7 @@ class _Fitting:
         for number in self.stream.numbers():
             x = self.stream.inputs[number]
             origin = self.stream.float_inputs[number] if self.stream.both else x
-            with watched(self.session.teacher.get_submodule(self.at)) as exact:
+            with watched(self.session.aligned.get_submodule(self.at)) as exact:
                 wanted = self.stream.run_float(self.unit, origin)
             with watched(self.session.model.get_submodule(self.at)) as quantized:
                 given = self.stream.run(self.unit, x)
