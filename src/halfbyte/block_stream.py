@@ -62,12 +62,14 @@ class BlockStream:
     A step may change a block while it is there; `advance` then makes the next block's inputs with what it has become.
     Memory holds one block's inputs. Under torchrun each process has its share of the batches. Every eighth batch is
     held out: what a step fits it fits to the others. `halves` is the state of compensations in float16: published code
-    hands on what `observe` gives, their float32.
+    hands on what `observe` gives, their float32. `ends`: stem and head are units too.
     """
 
-    def __init__(self, session: Session, images: int, *, both: bool = False, halves: State = "quantized") -> None:
+    def __init__(
+        self, session: Session, images: int, *, both: bool = False, halves: State = "quantized", ends: bool = False
+    ) -> None:
         self.session, self.images, self.both, self.halves = session, images, both, halves
-        self.units = _units(session)
+        self.units = _units(session, ends)
         self.batch_size = max(1, min(session.batch_size, images // HELD_OUT))
         self.inputs = BatchStore()
         self.float_inputs = BatchStore()
@@ -168,9 +170,9 @@ class BlockStream:
         return store
 
 
-def _units(session: Session) -> list[Unit]:
+def _units(session: Session, ends: bool) -> list[Unit]:
     """The blocks that can be units, in the order in which they run."""
-    blocks = {block.name: block for block in session.layout.blocks if not _ends(block)}
+    blocks = {block.name: block for block in session.layout.blocks if ends or not _ends(block)}
     modules = {name: session.model.get_submodule(name) for name in blocks}
     calls: dict[str, list[tuple[Any, dict[str, Any], Any]]] = {name: [] for name in blocks}
     order: list[str] = []

@@ -66,14 +66,15 @@ def fit_uniform(
 
 
 def fit_best_range(
-    quantizer: UniformQuantizer, rows: Rows, ranges: Sequence[tuple[Tensor, Tensor]]
+    quantizer: UniformQuantizer, rows: Rows, ranges: Sequence[tuple[Tensor, Tensor]], power: float = 2.0
 ) -> UniformQuantizer:
-    """Give each row of `rows` the range `(low [R], high [R])` of `ranges` with the least error, the first on a tie."""
+    """Give each row of `rows` the range `(low [R], high [R])` of `ranges` with the least mean |error|^power, the first
+    on a tie."""
     low, high = (edge.clone() for edge in ranges[0])
     if len(ranges) > 1:
         least = torch.full_like(low, float("inf"), dtype=torch.float64)
         for candidate in ranges:
-            error = _uniform_error(quantizer, rows.values, *candidate)
+            error = _uniform_error(quantizer, rows.values, *candidate, power)
             better = error < least
             least = torch.where(better, error, least)
             low, high = torch.where(better, candidate[0], low), torch.where(better, candidate[1], high)
@@ -88,7 +89,7 @@ def fit_log(quantizer: LogQuantizer, x: Tensor, percentiles: Sequence[float] = R
     for candidate in quantiles(values, list(percentiles))[:, 0]:
         scale = candidate if float(candidate) > 0 else torch.ones_like(candidate)
         quantizer.set_scale(scale)
-        error = float(_squared_error(values, quantizer.forward)[0])
+        error = float(_mean_error(values, quantizer.forward)[0])
         if best is None or error < best[0]:
             best = (error, scale)
     assert best is not None
@@ -104,19 +105,20 @@ def _order_statistics(rows: Tensor, ranks: list[int]) -> list[Tensor]:
     return [torch.from_numpy(partitioned[:, rank].copy()) for rank in ranks]
 
 
-def _uniform_error(quantizer: UniformQuantizer, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _uniform_error(quantizer: UniformQuantizer, values: Tensor, low: Tensor, high: Tensor, power: float) -> Tensor:
     trial = UniformQuantizer(
         quantizer.bits, None if values.shape[0] == 1 else 0,
         symmetric=quantizer.symmetric, covers_zero=quantizer.covers_zero,
     )  # fmt: skip
     trial.set_range(low[:, None], high[:, None])
-    return _squared_error(values, trial.forward)
+    return _mean_error(values, trial.forward, power)
 
 
-def _squared_error(values: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean squared error `[R]` in float64 of quantizing `[R, n]`, in pieces that stay in the cache."""
+def _mean_error(values: Tensor, quantize: Callable[[Tensor], Tensor], power: float = 2.0) -> Tensor:
+    """Mean |error|^power `[R]` in float64 of quantizing `[R, n]`, in pieces that stay in the cache."""
     rows, count = values.shape
     total = torch.zeros(rows, dtype=torch.float64, device=values.device)
     for piece in torch.split(values, max(1, 2**18 // rows), dim=1):
-        total += (quantize(piece) - piece).double().square_().sum(1)
+        error = (quantize(piece) - piece).double()
+        total += (error.square_() if power == 2 else error.abs_().pow_(power)).sum(1)
     return total / count

@@ -13,16 +13,45 @@ from halfbyte.layers.site import Stateful
 
 
 class ExactLayerNorm(Stateful):
-    """LayerNorm over the last dimension: (x - mean) / sqrt(var + eps) * weight + bias."""
+    """LayerNorm over the last dimension: (x - mean) / sqrt(var + eps) * weight + bias.
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    `trained_weight` and `trained_bias` `[C]` are those before a step learned others, for the state `float`; an artifact
+    does not keep them.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    normalized_shape: tuple[int, ...]
+    eps: float
+    trained_weight: Tensor | None
+    trained_bias: Tensor | None
+
+    def __init__(self, norm: nn.LayerNorm | ExactLayerNorm) -> None:
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
+        self.register_buffer("trained_weight", None)
+        self.register_buffer("trained_bias", None)
+
+    @torch.no_grad()
+    def restate(self, weight: Tensor, bias: Tensor) -> None:
+        """Take another weight and bias `[C]`; the state `float` keeps the trained ones."""
+        assert self.weight is not None
+        assert self.bias is not None
+        if self.trained_weight is None:
+            self.trained_weight, self.trained_bias = self.weight.clone(), self.bias.clone()
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias in the present state."""
+        if self.state == "float" and self.trained_weight is not None:
+            return self.trained_weight, self.trained_bias
+        return self.weight, self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state == "float":
-            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+            return F.layer_norm(x, self.normalized_shape, *self.affine(), self.eps)
         weight = None if self.weight is None else self.weight.double()
         bias = None if self.bias is None else self.bias.double()
         return F.layer_norm(x.double(), self.normalized_shape, weight, bias, self.eps).float()
@@ -33,18 +62,20 @@ class ExactRMSNorm(ExactLayerNorm):
     x / sqrt(mean(x^2) + eps). A step may give it a weight and a bias again."""
 
     def __init__(self, norm: ExactLayerNorm) -> None:
-        nn.Module.__init__(self)
-        self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
-        self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
+        super().__init__(norm)
+        for name in ("weight", "bias"):
+            delattr(self, name)
+            self.register_parameter(name, None)
 
     def forward(self, x: Tensor) -> Tensor:
         exact = self.state != "float"
         wide = x.double() if exact else x
         result = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        for affine, operation in ((self.weight, torch.mul), (self.bias, torch.add)):
-            if affine is not None:
-                result = operation(result, affine.double() if exact else affine)
+        weight, bias = self.affine()
+        if weight is not None:
+            result = result * (weight.double() if exact else weight)
+        if bias is not None:
+            result = result + (bias.double() if exact else bias)
         return result.float()
 
 

@@ -19,6 +19,7 @@ from halfbyte.steps.fold_batchnorm import FoldBatchNorm
 from halfbyte.steps.qla import QLA
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
+from halfbyte.steps.reconstruct import Reconstruct
 from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
 from halfbyte.steps.rotate import Rotate
@@ -31,6 +32,7 @@ STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
 STEPS.register("bias_correct")(BiasCorrect)
 STEPS.register("refit")(Refit)
+STEPS.register("reconstruct")(Reconstruct)
 STEPS.register("fold_batchnorm")(FoldBatchNorm)
 STEPS.register("rotate")(Rotate)
 STEPS.register("bn_recalibrate")(BnRecalibrate)

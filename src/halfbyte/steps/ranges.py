@@ -140,20 +140,25 @@ class Percentile(Ranges):
 
 @dataclass(frozen=True)
 class Mse(Ranges):
-    """For each tensor the fraction 1, 0.99, 0.98 ... of its extremes with the least squared error."""
+    """For each tensor the fraction 1, 0.99, 0.98 ... of its extremes with the least mean |error|^power (BRECQ: 2.4)."""
 
     shrink_steps: int = SHRINK_STEPS
+    power: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.shrink_steps <= 100:
             raise ValueError("shrink_steps must be from 1 to 100")
+        if self.power != 2 and self.upstream == "float":
+            raise ValueError("power other than 2 goes with upstream: quantized")
+        if not 1 <= self.power <= 10:
+            raise ValueError("power must be from 1 to 10")
 
     def fit_stream(self, histogram: Histogram, quantizer: UniformQuantizer) -> None:
         histogram.fit_uniform_mse(quantizer, self.shrink_steps)
 
     def fit_tensor(self, quantizer: UniformQuantizer, x: Tensor) -> None:
-        fit_uniform_mse(quantizer, x, self.shrink_steps)
+        fit_uniform_mse(quantizer, x, self.shrink_steps, self.power)
 
 
 @dataclass(frozen=True)
