@@ -40,6 +40,8 @@ def test_bits_and_parameters_are_overridden() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("name: x\nsteps: [repq]\nif_possible: [rotate]", "if_possible must list steps of the recipe, not"),
+        ("name: x\nsteps: [repq]\nif_possible: repq", "if_possible must list steps of the recipe, not 'repq'"),
         ("name: x\nstep: []", r"unknown key 'step'; did you mean steps"),
         ("steps: [repq]", r"'name' is missing"),
         ("name: x", r"'steps' is missing"),

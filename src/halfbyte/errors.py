@@ -16,6 +16,10 @@ class HalfbyteError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class InapplicableError(HalfbyteError):
+    """A step that has nothing to do in this model; a recipe may say that it is left out then."""
+
+
 class ToldElsewhereError(HalfbyteError):
     """What another process of the run tells the user already: of several that torchrun started, one prints."""
 

@@ -67,12 +67,17 @@ class StepCall:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A quantization from start to end. `source` is the file or built-in name that messages quote."""
+    """A quantization from start to end.
+
+    `if_possible` names the steps that are left out of a model in which they have nothing to do. `source` is the file or
+    built-in name that messages quote.
+    """
 
     name: str
     bits: BitPlan
     steps: tuple[StepCall, ...]
     paper_exact: bool = False
+    if_possible: tuple[str, ...] = ()
     source: str = ""
 
     def with_bits(self, weight: int | None = None, activation: int | None = None) -> Recipe:
@@ -105,7 +110,8 @@ class Recipe:
             if table or group == "roles":
                 bits[group] = table
         steps = [{call.name: call.parameters} for call in self.steps]
-        return {"name": self.name, "bits": bits, "paper_exact": self.paper_exact, "steps": steps}
+        plain = {"name": self.name, "bits": bits, "paper_exact": self.paper_exact, "steps": steps}
+        return plain | ({"if_possible": list(self.if_possible)} if self.if_possible else {})
 
     def as_yaml(self) -> str:
         """The recipe file that gives this recipe."""
@@ -144,7 +150,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
 
 def parse_recipe(text: str, source: str) -> Recipe:
     """Read the YAML of a recipe strictly."""
-    plain = _mapping(_parsed(text, source), source, ("name", "bits", "paper_exact", "steps"))
+    plain = _mapping(_parsed(text, source), source, ("name", "bits", "paper_exact", "if_possible", "steps"))
     for key in ("name", "steps"):
         if key not in plain:
             raise HalfbyteError(f"{source}: the key {key!r} is missing")
@@ -157,7 +163,11 @@ def parse_recipe(text: str, source: str) -> Recipe:
     if not isinstance(steps, list) or not steps:
         raise HalfbyteError(f"{source}: steps must be a list of at least one step")
     bits = bit_plan(plain.get("bits", {}), source)
-    return Recipe(plain["name"], bits, tuple(_step(step, source) for step in steps), paper_exact, source)
+    calls = tuple(_step(step, source) for step in steps)
+    optional, names = plain.get("if_possible", []), [call.name for call in calls]
+    if not isinstance(optional, list) or not all(name in names for name in optional):
+        raise HalfbyteError(f"{source}: if_possible must list steps of the recipe, not {shown(optional)}")
+    return Recipe(plain["name"], bits, calls, paper_exact, tuple(optional), source)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -20,7 +20,7 @@ from halfbyte.artifact import is_trained
 from halfbyte.data.images import ImageSet, batches
 from halfbyte.distributed import World
 from halfbyte.edits import CHANGES_BASIS, Edit
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, InapplicableError
 from halfbyte.families.layout import Layout
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
@@ -92,7 +92,13 @@ class Session:
     def run(self, name: str, step: Step) -> StepReport:
         """Run a step under its registered name, or what is left of it; then save the state."""
         self._start = time.perf_counter() - self._spent
-        figures = step.run(self)
+        try:
+            figures = step.run(self)
+        except InapplicableError as error:
+            if name not in self.recipe.if_possible:
+                raise
+            figures = {"left_out": str(error)}
+            self.progress.say(f"left out: {error}")
         report = StepReport(name, round(time.perf_counter() - self._start, 3), figures)
         self.reports.append(report)
         self._parts, self._spent, self.notes, self.kept = 0, 0.0, [], {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import timm
 import torch
@@ -17,6 +19,7 @@ from halfbyte.layers.norm import ExactLayerNorm, ExactRMSNorm
 from halfbyte.models.builtin import create_builtin
 from halfbyte.models.load import load_model
 from halfbyte.prepare import model_state, prepare
+from halfbyte.recipe import load_recipe
 from halfbyte.rotation import rotate_heads
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -195,3 +198,16 @@ def test_rms_norm_is_a_layer_norm_of_centred_vectors():
     for state in ("float", "quantized"):
         norm.state = rms.state = state
         assert torch.allclose(rms(x), norm(x), atol=1e-6)
+
+
+def test_a_recipe_may_leave_out_what_has_nothing_to_do(tmp_path):
+    text = RECIPE.format(rotate="", calibrate="percentile: {images: 8}, bn_recalibrate: {images: 16}")
+    text = text.replace(", refit: {images: 16}", "") + "if_possible: [rotate, bn_recalibrate]\n"
+    (tmp_path / "r.yaml").write_text(text)
+    for name, left_out in (("fashion_vit", [False, False, True]), ("fashion_resnet", [True, False, False])):
+        result = api.quantize(
+            model=name, recipe=tmp_path / "r.yaml", out=tmp_path / name, calib_images=16, limit=8, workers=0
+        )
+        steps = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+        assert ["left_out" in step for step in steps if step["event"] == "step"] == left_out
+        assert load_recipe(result.folder / "recipe.yaml").if_possible == ("rotate", "bn_recalibrate")

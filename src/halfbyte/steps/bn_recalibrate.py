@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from halfbyte.block_stream import BlockStream, Unit
 from halfbyte.calibrate.channel_moments import ChannelMoments
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import InapplicableError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.layers.norm import ExactBatchNorm
 from halfbyte.prepare import model_state
@@ -58,7 +58,7 @@ class BnRecalibrate:
         known = _float_moments(session, stream) if self.statistics == "matched" else {}
         groups = _groups(session, stream)
         if not groups:
-            raise HalfbyteError("the model has no BatchNorm (left); leave bn_recalibrate out of the recipe")
+            raise InapplicableError("the model has no BatchNorm (left); leave bn_recalibrate out of the recipe")
         judge = _Judge(session)
         if not session.notes:
             session.notes.append(judge.figures())

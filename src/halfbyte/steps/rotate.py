@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, InapplicableError
 from halfbyte.families.stream import free_heads, residual_stream
 from halfbyte.prepare import model_state
 from halfbyte.session import Session
@@ -57,7 +57,7 @@ class Rotate:
                              seed=self._seed(session))  # fmt: skip
                 turned += 1
         if isinstance(stream, str) and not turned:
-            raise HalfbyteError(f"rotate: nothing in the model can be rotated ({stream}); leave the step out")
+            raise InapplicableError(f"rotate: nothing in the model can be rotated ({stream}); leave the step out")
         changed = float((_logits(session.model, images) - before).abs().max() / before.abs().max())
         if not changed <= TOLERANCE:
             raise HalfbyteError(f"rotate: the float model's logits changed by {changed:.2g}; leave the step out")
