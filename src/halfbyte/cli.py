@@ -42,6 +42,7 @@ def quantize(
     recipe: Annotated[str, typer.Option(help="A recipe's name or file; `halfbyte recipes` lists them.")] = "repq",
     w_bits: Annotated[int | None, typer.Option(help="Bits of the weights, 2 to 8.")] = None,
     a_bits: Annotated[int | None, typer.Option(help="Bits of the activations, 2 to 8.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Widths of each site's own: 4.0bits an average, or 3.2MB.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A step's parameter: step.key=value.")] = None,
     calib_images: Annotated[int | None, typer.Option(help="Calibration images that the run may use.")] = None,
     limit: Limit = None,
@@ -64,8 +65,8 @@ def quantize(
     if leads():
         _writable(json_file)
     options = Options(
-        model, weights, calib, val, recipe, w_bits, a_bits, tuple(set_ or ()), calib_images, limit, batch_size, device,
-        crop_pct, interpolation, workers, seed, start, out, resume, force,
+        model, weights, calib, val, recipe, w_bits, a_bits, budget, tuple(set_ or ()), calib_images, limit, batch_size,
+        device, crop_pct, interpolation, workers, seed, start, out, resume, force,
     )  # fmt: skip
     result = api.quantize(options)
     if leads():

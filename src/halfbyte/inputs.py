@@ -15,7 +15,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.models.builtin import BUILTIN_MODELS
 from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
-from halfbyte.recipe import Recipe, load_recipe
+from halfbyte.recipe import Recipe, StepCall, load_recipe
 from halfbyte.steps.catalog import from_scratch, resolve, with_defaults
 
 DEFAULT_RECIPE = "repq"
@@ -27,7 +27,8 @@ MAX_SEED = 2**63 - 1
 class Options:
     """What `quantize` is asked for; the fields are the options of the command (DESIGN: contracts).
 
-    `start` is `--from`: the artifact with whose quantizers and edits the run begins.
+    `start` is `--from`: the artifact with whose quantizers and edits the run begins. `budget`, such as 4.0bits or
+    3.2MB, gives sites widths of their own (the step `mixed`).
     """
 
     model: str | None = None
@@ -37,6 +38,7 @@ class Options:
     recipe: str | Path = DEFAULT_RECIPE
     w_bits: int | None = None
     a_bits: int | None = None
+    budget: str | None = None
     settings: tuple[str, ...] = ()
     calib_images: int | None = None
     limit: int | None = None
@@ -76,9 +78,22 @@ def resolved_recipe(options: Options) -> Recipe:
         recipe = recipe.with_bits(options.w_bits, options.a_bits)
     else:
         recipe = _from_artifact(recipe, options)
+    if options.budget is not None:
+        recipe = _within(options.budget, recipe)
     for assignment in options.settings:
         recipe = recipe.with_parameter(assignment)
     return with_defaults(recipe)
+
+
+def _within(budget: str, recipe: Recipe) -> Recipe:
+    """The recipe with widths within a budget: by its own step `mixed`, else by one before it calibrates."""
+    steps = resolve(recipe)
+    if not any(step.calibrates for _, step in steps):
+        raise HalfbyteError(f"--budget {budget}: {recipe.source} does not calibrate; choose a recipe that does")
+    if "mixed" not in [name for name, _ in steps]:
+        first = next(number for number, (_, step) in enumerate(steps) if step.calibrates)
+        recipe = replace(recipe, steps=(*recipe.steps[:first], StepCall("mixed"), *recipe.steps[first:]))
+    return recipe.with_parameter(f"mixed.budget={budget}")
 
 
 def _from_artifact(recipe: Recipe, options: Options) -> Recipe:

@@ -106,7 +106,7 @@ def _facts(session: Session, inputs: Inputs, sites: list[dict[str, Any]], left: 
     return {
         "source": inputs.loaded.source.as_dict(),
         "preprocessing": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
-        "recipe": inputs.recipe.as_dict(),
+        "recipe": {**inputs.recipe.as_dict(), "bits": session.bits.as_dict()},
         "paper_exact": inputs.recipe.paper_exact,
         "edits": edits_as_dicts(session.edits),
         "sites": sites,

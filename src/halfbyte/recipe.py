@@ -52,6 +52,19 @@ class BitPlan:
                 activation = activation if bits.activation is None else bits.activation
         return weight, activation
 
+    def is_free(self, site: Site) -> bool:
+        """Whether the defaults decide: neither the site's role nor its name has widths of its own."""
+        return site.role not in self.roles and not any(fnmatch.fnmatchcase(site.name, p) for p in self.sites)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values in the form in which recipes are written."""
+        bits: dict[str, Any] = {"weight": self.weight, "activation": self.activation}
+        for group in ("roles", "sites"):
+            table = {key: _plain_bits(value) for key, value in getattr(self, group).items()}
+            if table or group == "roles":
+                bits[group] = table
+        return bits
+
     def unmatched(self, sites: tuple[Site, ...]) -> list[str]:
         """The site patterns that name none of `sites`."""
         return [p for p in self.sites if not any(fnmatch.fnmatchcase(site.name, p) for site in sites)]
@@ -104,13 +117,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values in the form in which recipes are written, everything resolved."""
-        bits: dict[str, Any] = {"weight": self.bits.weight, "activation": self.bits.activation}
-        for group in ("roles", "sites"):
-            table = {key: _plain_bits(value) for key, value in getattr(self.bits, group).items()}
-            if table or group == "roles":
-                bits[group] = table
         steps = [{call.name: call.parameters} for call in self.steps]
-        plain = {"name": self.name, "bits": bits, "paper_exact": self.paper_exact, "steps": steps}
+        plain = {"name": self.name, "bits": self.bits.as_dict(), "paper_exact": self.paper_exact, "steps": steps}
         return plain | ({"if_possible": list(self.if_possible)} if self.if_possible else {})
 
     def as_yaml(self) -> str:

@@ -26,7 +26,7 @@ from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.progress import Progress
 from halfbyte.quantizers.kinds import build_quantizer
-from halfbyte.recipe import Recipe
+from halfbyte.recipe import BitPlan, Recipe, bit_plan
 
 T = TypeVar("T")
 STATE = "resume.safetensors"
@@ -83,11 +83,16 @@ class Session:
     notes: list[dict[str, Any]] = field(default_factory=list)
     # Tensors besides the model's of the step that runs now; they outlive a kill too.
     kept: dict[str, Tensor] = field(default_factory=dict)
+    # The widths in force: the recipe's until a step gives sites others.
+    bits: BitPlan = field(init=False)
     _aligned: nn.Module | None = None
     # Of the step that runs now: parts that are done, seconds that it took before the run was killed, its start.
     _parts: int = 0
     _spent: float = 0.0
     _start: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.bits = self.recipe.bits
 
     def run(self, name: str, step: Step) -> StepReport:
         """Run a step under its registered name, or what is left of it; then save the state."""
@@ -157,6 +162,7 @@ class Session:
         """Write everything that the remaining steps need, so that the run can continue after the reports so far."""
         facts = {
             "recipe": self.recipe.as_dict(),
+            "bits": self.bits.as_dict(),
             "edits": [asdict(edit) for edit in self.edits],
             "reports": [asdict(report) for report in self.reports],
             "parts": self._parts, "spent": self._spent, "notes": self.notes,
@@ -196,6 +202,7 @@ class Session:
                 raise HalfbyteError(
                     f"{folder} holds a run of another recipe; repeat its command, or start with --force"
                 )
+            self.bits = bit_plan(facts["bits"], str(folder))
             for plain in facts["edits"][len(self.edits) :]:  # a run that started from an artifact has its edits
                 self.edit(plain["name"], **plain["arguments"])
             self.generator.set_state(tensors.pop("__generator__"))

@@ -184,7 +184,14 @@ def test_a_loss_that_is_not_finite_is_told(monkeypatch):
         session_of().run("reconstruct", FAST)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rounding": "adaround", "units": "layer"}, {"loss": "glf", "norms": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rounding": "adaround", "units": "layer"},
+        pytest.param({"loss": "glf", "norms": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monkeypatch):
     plain = dataclasses.asdict(dataclasses.replace(FAST, iterations=10, **settings))
     chosen = ", ".join(f"{key}: {str(value).lower()}" for key, value in plain.items())

@@ -130,12 +130,13 @@ steps: [rotate: {{{rotate}}}, {calibrate}, refit: {{images: 16}}]
 """
 
 
-@pytest.mark.parametrize("name", ["fashion_vit", "fashion_swin"])
-@pytest.mark.parametrize("calibrate", ["repq: {images: 8}", "percentile: {images: 8}"])
+@pytest.mark.parametrize(
+    ("name", "calibrate"), [("fashion_vit", "repq: {images: 8}"), ("fashion_swin", "percentile: {images: 8}")]
+)
 def test_a_rotated_model_is_quantized_saved_and_continued(name, calibrate, tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE.format(rotate="", calibrate=calibrate))
     result = api.quantize(
-        model=name, recipe=tmp_path / "r.yaml", out=tmp_path / "out", calib_images=16, limit=200, workers=0
+        model=name, recipe=tmp_path / "r.yaml", out=tmp_path / "out", calib_images=16, limit=100, workers=0
     )
     assert result.metrics["quantized"]["top1"] >= result.metrics["float"]["top1"] - 12
     images = torch.randn(4, 1, 28, 28)
@@ -146,7 +147,7 @@ def test_a_rotated_model_is_quantized_saved_and_continued(name, calibrate, tmp_p
     assert result.metrics["coverage"]["float"] == []
     (tmp_path / "more.yaml").write_text("name: m\nbits: {weight: 4, activation: 4}\nsteps: [qwt: {images: 16}]\n")
     more = api.quantize(
-        start=result.folder, recipe=tmp_path / "more.yaml", out=tmp_path / "more", calib_images=16, limit=200, workers=0
+        start=result.folder, recipe=tmp_path / "more.yaml", out=tmp_path / "more", calib_images=16, limit=100, workers=0
     )
     with torch.no_grad():
         twin = load_model(name, None).model(images)

@@ -16,6 +16,7 @@ from halfbyte.steps.adalog import AdaLog
 from halfbyte.steps.bias_correct import BiasCorrect
 from halfbyte.steps.bn_recalibrate import BnRecalibrate
 from halfbyte.steps.fold_batchnorm import FoldBatchNorm
+from halfbyte.steps.mixed import Mixed
 from halfbyte.steps.qla import QLA
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
@@ -35,6 +36,7 @@ STEPS.register("refit")(Refit)
 STEPS.register("reconstruct")(Reconstruct)
 STEPS.register("fold_batchnorm")(FoldBatchNorm)
 STEPS.register("rotate")(Rotate)
+STEPS.register("mixed")(Mixed)
 STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
 STEPS.register("qla")(QLA)

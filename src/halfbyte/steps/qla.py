@@ -227,7 +227,7 @@ def _set_quantizers(session: Session, link: Link, adapter: Adapter) -> None:
     for site in session.layout.sites:
         if not site.name.startswith(f"{link.at}.{NAME}."):
             continue
-        module, (weight, activation) = site_module(session.model, site.name), session.recipe.bits.of(site)
+        module, (weight, activation) = site_module(session.model, site.name), session.bits.of(site)
         module.set_quantizer("weight", UniformQuantizer(weight, axis=0, symmetric=True))
         quantizer: Quantizer = UniformQuantizer(activation, covers_zero=isinstance(module, QuantConv2d))
         if module in adapter.reads_codes:

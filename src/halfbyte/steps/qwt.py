@@ -125,7 +125,7 @@ class _Fitting:
         end = unit.block.end if step.place == "before_activation" and not self.exact else None
         self.ends_unit = end is None
         self.at = end or _last_part(unit.module, unit.block.name)
-        plan = session.recipe.bits.roles["side"]
+        plan = session.bits.roles["side"]
         self.bits = (plan.weight or 8, plan.activation or 8)
         self.quantizer = unit_quantizer(self.bits[1]).to(session.device)
         self.inverse_scale = self._inverse_scale()

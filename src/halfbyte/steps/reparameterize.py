@@ -59,7 +59,7 @@ def reparameterizable(session: Session) -> dict[str, list[str]]:
     return {
         norm: sites
         for norm, sites in groups.items()
-        if len({session.recipe.bits.of(session.layout.site(site))[1] for site in sites}) == 1
+        if len({session.bits.of(session.layout.site(site))[1] for site in sites}) == 1
     }
 
 
