@@ -126,7 +126,7 @@ def test_stages_of_resnets():
 def test_models_of_other_families_are_refused():
     model = timm.create_model("test_byobnet", in_chans=1, num_classes=10)
     with pytest.raises(HalfbyteError, match="ViT, a Swin or a ResNet"):
-        QLA().run(Session(model, model, None, None, None, None, None, QUIET))
+        QLA().run(Session(model, model, None, parse_recipe(recipe(SMALL + "}"), "test"), None, None, None, QUIET))
 
 
 # Models
