@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+import halfbyte
 from halfbyte.errors import HalfbyteError
 from halfbyte.recipe import Bits, builtin_recipes, load_recipe, parse_recipe
 from halfbyte.steps.catalog import resolve, with_defaults
@@ -40,6 +41,7 @@ def test_bits_and_parameters_are_overridden() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("name: x\nsteps: [repq]\nfewer_images: 1", "fewer_images must be true or false, not 1"),
         ("name: x\nsteps: [repq]\nif_possible: [rotate]", "if_possible must list steps of the recipe, not"),
         ("name: x\nsteps: [repq]\nif_possible: repq", "if_possible must list steps of the recipe, not 'repq'"),
         ("name: x\nstep: []", r"unknown key 'step'; did you mean steps"),
@@ -107,3 +109,19 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text("#" * 2_000_000)
     with pytest.raises(HalfbyteError, match="larger than"):
         load_recipe(tmp_path / "large.yaml")
+
+
+def test_a_recipe_may_take_the_images_that_there_are(tmp_path):
+    text = "name: x\nfewer_images: {}\nsteps: [percentile: {{images: 64}}, refit: {{images: 512}}]\n"
+    options = {"model": "fashion_resnet", "recipe": tmp_path / "r.yaml", "calib_images": 16, "limit": 4, "workers": 0}
+    (tmp_path / "r.yaml").write_text(text.format("true"))
+    result = halfbyte.quantize(out=tmp_path / "out", **options)
+    written = load_recipe(result.folder / "recipe.yaml")
+    assert [call.parameters["images"] for call in written.steps] == [16, 16]
+    (tmp_path / "r.yaml").write_text(text.format("false"))
+    with pytest.raises(HalfbyteError, match="percentile asks for 64 calibration images, the run has 16"):
+        halfbyte.quantize(out=tmp_path / "none", **options)
+    (tmp_path / "r.yaml").write_text(text.format("true").replace("512", "0"))
+    with pytest.raises(HalfbyteError, match="images"):
+        halfbyte.quantize(out=tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()

@@ -73,12 +73,16 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
             return Result(folder.path, folder.metrics())
         inputs = read_inputs(options, recipe, progress)
         session = _session(inputs, options, progress, processes)
+        steps = resolve(inputs.recipe)
+        for _, step in steps:
+            if (check := getattr(step, "check", None)) is not None:
+                check(session)
         continues = found is Found.UNFINISHED and session.restore_state(folder.path)
     with processes.agreed():
         if not continues:
             folder.start()
     session.folder = folder.path if folder.writes else None
-    for name, step in resolve(recipe)[len(session.reports) :]:
+    for name, step in steps[len(session.reports) :]:
         report = session.run(name, step)
         folder.log("step", step=name, seconds=report.seconds, **report.figures)
     metrics = finish(session, inputs, folder)

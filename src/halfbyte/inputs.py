@@ -147,7 +147,7 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
     pool = open_images(calib, config, num_classes=None, progress=progress, workers=options.workers)
     count = options.calib_images or min(len(pool), DEFAULT_CALIBRATION_IMAGES)
     calibration = calibration_subset(pool, count, options.seed)
-    _check_steps(recipe, count)
+    recipe = _with_images(recipe, count, progress)
     validation = validation_images(options.val, source, config, loaded.model, options.limit, options.workers, progress)
     skipped = {"calibration": pool.skipped, "evaluation": [] if validation is None else validation.skipped}
     return Inputs(loaded, recipe, calibration, validation, device, skipped)
@@ -169,14 +169,21 @@ def _load(options: Options) -> LoadedModel:
     return loaded
 
 
-def _check_steps(recipe: Recipe, count: int) -> None:
+def _with_images(recipe: Recipe, count: int, progress: Progress) -> Recipe:
+    """The recipe, each of whose steps asks for 1 to `count` calibration images; raises `HalfbyteError` otherwise."""
+    calls = []
     for call in recipe.steps:
-        images = call.parameters.get("images")
-        if isinstance(images, int) and not 1 <= images <= count:
-            raise HalfbyteError(
-                f"{recipe.source}: {call.name} asks for {images} calibration images, the run has {count}; give more "
-                f"with --calib and --calib-images, or set 1 to {count} with --set {call.name}.images=N"
-            )
+        images = call.parameters.get("images", 1)
+        if not 1 <= images <= count:
+            if images < 1 or not recipe.fewer_images:
+                raise HalfbyteError(
+                    f"{recipe.source}: {call.name} asks for {images} calibration images, the run has {count}; give "
+                    f"more with --calib and --calib-images, or set 1 to {count} with --set {call.name}.images=N"
+                )
+            progress.say(f"{call.name} takes the {count} calibration images that there are, not {images}")
+            call = replace(call, parameters={**call.parameters, "images": count})
+        calls.append(call)
+    return with_defaults(replace(recipe, steps=tuple(calls)))
 
 
 def _embedded(source: dict[str, Any], which: str) -> str | None:

@@ -18,6 +18,7 @@ from halfbyte.quantizers.base import check_bits
 OPERANDS = ("weight", "activation")
 MAX_RECIPE_BYTES = 2**20
 MAX_DIGITS = 20
+KEYS = ("name", "bits", "paper_exact", "if_possible", "fewer_images", "steps")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ class StepCall:
 class Recipe:
     """A quantization from start to end.
 
-    `if_possible` names the steps that are left out of a model in which they have nothing to do. `source` is the file or
-    built-in name that messages quote.
+    `if_possible` names the steps that are left out of a model in which they have nothing to do. With `fewer_images`
+    steps take the calibration images that there are where they ask for more. `source` is the file or built-in name that
+    messages quote.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Recipe:
     steps: tuple[StepCall, ...]
     paper_exact: bool = False
     if_possible: tuple[str, ...] = ()
+    fewer_images: bool = False
     source: str = ""
 
     def with_bits(self, weight: int | None = None, activation: int | None = None) -> Recipe:
@@ -119,7 +122,8 @@ class Recipe:
         """Plain values in the form in which recipes are written, everything resolved."""
         steps = [{call.name: call.parameters} for call in self.steps]
         plain = {"name": self.name, "bits": self.bits.as_dict(), "paper_exact": self.paper_exact, "steps": steps}
-        return plain | ({"if_possible": list(self.if_possible)} if self.if_possible else {})
+        plain |= {"if_possible": list(self.if_possible)} if self.if_possible else {}
+        return plain | ({"fewer_images": True} if self.fewer_images else {})
 
     def as_yaml(self) -> str:
         """The recipe file that gives this recipe."""
@@ -158,15 +162,15 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
 
 def parse_recipe(text: str, source: str) -> Recipe:
     """Read the YAML of a recipe strictly."""
-    plain = _mapping(_parsed(text, source), source, ("name", "bits", "paper_exact", "if_possible", "steps"))
+    plain = _mapping(_parsed(text, source), source, KEYS)
     for key in ("name", "steps"):
         if key not in plain:
             raise HalfbyteError(f"{source}: the key {key!r} is missing")
     if not isinstance(plain["name"], str):
         raise HalfbyteError(f"{source}: name must be a text, not {shown(plain['name'])}")
-    paper_exact = plain.get("paper_exact", False)
-    if not isinstance(paper_exact, bool):
-        raise HalfbyteError(f"{source}: paper_exact must be true or false, not {shown(paper_exact)}")
+    for key in ("paper_exact", "fewer_images"):
+        if not isinstance(flag := plain.get(key, False), bool):
+            raise HalfbyteError(f"{source}: {key} must be true or false, not {shown(flag)}")
     steps = plain["steps"]
     if not isinstance(steps, list) or not steps:
         raise HalfbyteError(f"{source}: steps must be a list of at least one step")
@@ -175,7 +179,8 @@ def parse_recipe(text: str, source: str) -> Recipe:
     optional, names = plain.get("if_possible", []), [call.name for call in calls]
     if not isinstance(optional, list) or not all(name in names for name in optional):
         raise HalfbyteError(f"{source}: if_possible must list steps of the recipe, not {shown(optional)}")
-    return Recipe(plain["name"], bits, calls, paper_exact, tuple(optional), source)
+    flags = {key: plain.get(key, False) for key in ("paper_exact", "fewer_images")}
+    return Recipe(plain["name"], bits, calls, if_possible=tuple(optional), source=source, **flags)
 
 
 class _StrictLoader(yaml.SafeLoader):

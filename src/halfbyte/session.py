@@ -46,7 +46,8 @@ class Step(Protocol):
     """A method: a frozen dataclass of parameters with a `run`.
 
     `calibrates`: it chooses the quantizers' parameters from scratch, so it cannot follow `--from`. A step with a true
-    attribute `prepares` changes the trained weights and comes before those that calibrate.
+    attribute `prepares` changes the trained weights and comes before those that calibrate. One with a method
+    `check(session)` raises there what can be known before the run has a folder.
     """
 
     calibrates: ClassVar[bool]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import halfbyte
 from halfbyte.errors import HalfbyteError
@@ -70,35 +65,6 @@ def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_search_continues_with_the_block_where_it_stopped(tmp_path: Path) -> None:
-    options = ["fashion_vit", "--recipe", "adalog", "--calib-images", "8", "--limit", "16", "--workers", "0"]
-    options += [part for setting in SHORTEST for part in ("--set", setting)]
-    command = [sys.executable, "-m", "halfbyte", "quantize", *options, "--out"]
-    state = tmp_path / "killed" / "resume.safetensors"
-    process = subprocess.Popen([*command, str(state.parent)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 200
-        while _parts(state) < 3:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert 3 <= _parts(state) < 8
-    assert not (state.parent / TENSORS).exists()
-    resumed = subprocess.run([*command, str(state.parent), "--resume"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
-    for name in (TENSORS, "config.json", "quantization.json"):
-        assert (state.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    seconds = json.loads((state.parent / "metrics.json").read_text())["seconds"]
-    assert seconds["adalog"] > 0
-
-
-def _parts(state: Path) -> int:
-    """How many blocks a saved state holds."""
-    if not state.is_file():
-        return 0
-    with safe_open(state, "pt") as file:
-        return json.loads(file.metadata()["facts"])["parts"]
+def test_a_killed_search_continues_with_the_block_where_it_stopped(survives_sigkill) -> None:
+    settings = [part for setting in SHORTEST for part in ("--set", setting)]
+    survives_sigkill("fashion_vit", "--recipe", "adalog", "--calib-images", 8, "--limit", 16, *settings, parts=3)

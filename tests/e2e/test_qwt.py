@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import halfbyte
 from halfbyte.api import Result, inspect_model
@@ -145,7 +140,9 @@ def test_a_block_is_compensated_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "parameters"), [("fashion_resnet", {"place": "before_activation"}), ("fashion_vit", {"exact": True})]
 )
-def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(model, parameters, tmp_path, monkeypatch) -> None:
+def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(
+    model, parameters, tmp_path, monkeypatch, saved_parts
+) -> None:
     file = recipe(tmp_path, **parameters)
     save = Session._save
 
@@ -158,7 +155,7 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(model, parameters
         patch.setattr(Session, "_save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             quantize(model, file, tmp_path / "stopped")
-    assert _parts(tmp_path / "stopped" / "resume.safetensors") == 2
+    assert saved_parts(tmp_path / "stopped" / "resume.safetensors") == 2
     quantize(model, file, tmp_path / "stopped", resume=True)
     quantize(model, file, tmp_path / "whole")
     for name in ARTIFACT:
@@ -167,30 +164,5 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(model, parameters
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    options = ["fashion_vit", "--recipe", str(recipe(tmp_path)), "--calib-images", "64", "--limit", "16"]
-    command = [sys.executable, "-m", "halfbyte", "quantize", *options, "--workers", "0", "--out"]
-    state = tmp_path / "killed" / "resume.safetensors"
-    process = subprocess.Popen([*command, str(state.parent)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 200
-        while _parts(state) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (state.parent / TENSORS).exists()
-    assert subprocess.run([*command, str(state.parent), "--resume"], capture_output=True).returncode == 0
-    assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
-    for name in ARTIFACT:
-        assert (state.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def _parts(state: Path) -> int:
-    """How many blocks a saved state holds."""
-    if not state.is_file():
-        return 0
-    with safe_open(state, "pt") as file:
-        return json.loads(file.metadata()["facts"])["parts"]
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, survives_sigkill) -> None:
+    survives_sigkill("fashion_vit", "--recipe", recipe(tmp_path), "--calib-images", 64, "--limit", 16, parts=2)

@@ -326,3 +326,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     assert stops == 2
     for name in ("model.safetensors", "quantization.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [("qla: {images: 16, blocks: ['9']}", "no blocks '9'"), ("mixed: {}, percentile: {images: 8}", "fix the widths")],
+)
+def test_what_does_not_fit_the_model_is_told_before_there_is_a_folder(step, told, tmp_path):
+    calibrate = "" if step.startswith("mixed") else "percentile: {images: 8}, "
+    (tmp_path / "r.yaml").write_text(f'name: q\nbits: {{sites: {{"*": 4}}}}\nsteps: [{calibrate}{step}]\n')
+    with pytest.raises(HalfbyteError, match=told):
+        api.quantize(model="fashion_vit", recipe=tmp_path / "r.yaml", out=tmp_path / "out", calib_images=16, workers=0)
+    assert not (tmp_path / "out").exists()

@@ -245,12 +245,21 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monke
         ({"minutes": -1.0}, "minutes must be at least 0"),
         ({"lr": 1.0}, "lr must be from 0 to less than 1"),
         ({"drop": 1.5}, "drop must be"),
+        ({"rounding": "nearest", "activation_scales": False, "biases": False}, "nothing is"),
         ({"loss_divisor": 0.0}, "loss_divisor must be above 0"),
     ],
 )
 def test_wrong_parameters_are_told(wrong, told):
     with pytest.raises(ValueError, match=told):
         Reconstruct(**wrong)
+
+
+def test_a_piece_without_anything_to_learn_is_told():
+    session = session_of()
+    only_biases = dataclasses.replace(FAST, rounding="nearest", activation_scales=False, units="layer")
+    site_module(session.model, "blocks.0.attn.proj").bias = None
+    with pytest.raises(HalfbyteError, match=r"blocks.0.attn.proj has nothing of what is to be learned"):
+        session.run("reconstruct", only_biases)
 
 
 def test_the_rest_of_a_model_is_the_model():

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from halfbyte.block_stream import BlockStream, Unit, watched
 from halfbyte.data.store import BatchStore
+from halfbyte.errors import HalfbyteError
 from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.norm import ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
@@ -22,6 +23,7 @@ from halfbyte.quantizers.rounding import power_at
 from halfbyte.session import Session
 from halfbyte.steps.suffix import Suffix
 from halfbyte.train.block_losses import LOSSES, BlockLoss, Extra
+from halfbyte.train.loop import optimizer_tensors, restore_optimizer
 from halfbyte.train.soft_quantization import SoftQuantization
 
 # A held-out loss that falls by less than this share is flat.
@@ -119,10 +121,8 @@ class PieceTraining:
     def tensors(self) -> dict[str, Tensor]:
         """All that a continuation needs."""
         state = {f"learned.{name}": parameter.detach() for name, parameter in self._learned().items()}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entries.items()}
         figures = [self.done, self.elapsed, self.flat, self.lowest, self.before]
-        return state | {"figures": torch.tensor(figures, dtype=torch.float64),
+        return state | optimizer_tensors(self.optimizer) | {"figures": torch.tensor(figures, dtype=torch.float64),
                         "losses": torch.tensor(self.losses, dtype=torch.float64)}  # fmt: skip
 
     @torch.no_grad()
@@ -130,12 +130,7 @@ class PieceTraining:
         """Continue from what `tensors` gave."""
         for name, parameter in self._learned().items():
             parameter.copy_(state[f"learned.{name}"])
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                entries.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        restore_optimizer(self.optimizer, state)
         done, self.elapsed, flat, self.lowest, self.before = state["figures"].tolist()
         self.done, self.flat = int(done), int(flat)
         self.losses = state["losses"].tolist()
@@ -279,7 +274,12 @@ class PieceTraining:
             {"params": scales, "first": step.lr_scale, "cosine": True},
             {"params": list(self.overrides.values()), "first": step.lr_bias, "cosine": True},
         ]
-        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=step.lr)
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            raise HalfbyteError(
+                f"reconstruct: {self.piece.name} has nothing of what is to be learned; learn more of it"
+            )
+        self.optimizer = torch.optim.Adam(groups, lr=step.lr)
 
     def _learned(self) -> dict[str, nn.Parameter]:
         return {**self.soft.parameters, **{f"{name}/leftover": value for name, value in self.overrides.items()}}

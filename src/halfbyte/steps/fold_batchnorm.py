@@ -15,10 +15,7 @@ from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.norm import ExactBatchNorm
 from halfbyte.prepare import model_state
 from halfbyte.session import Session
-
-# Of the largest logit: what float32 rounding may move in a deep network.
-TOLERANCE = 1e-3
-CHECKED_IMAGES = 2
+from halfbyte.steps.same_function import SameFunction
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,13 @@ class FoldBatchNorm:
     def run(self, session: Session) -> dict[str, Any]:
         """Fold, then check that the float model gives what it gave; raises `HalfbyteError` where it does not, and for
         a model without a norm to fold."""
-        images = next(session.images(CHECKED_IMAGES))
-        pairs = foldable(session.model, images[:1])
+        function = SameFunction(session)
+        pairs = foldable(session.model, function.images[:1])
         if not pairs:
             raise HalfbyteError("no BatchNorm of the model follows a convolution; leave fold_batchnorm out")
-        before = _logits(session.model, images)
         for site, norm in pairs:
             session.edit("fold_norm", site=site, norm=norm)
-        changed = float((_logits(session.model, images) - before).abs().max())
-        if not changed <= TOLERANCE * float(before.abs().max()):
-            raise HalfbyteError(
-                f"folding {len(pairs)} BatchNorms ({pairs[0][1]} to {pairs[-1][1]}) changed the float model's logits "
-                f"by {changed:.2g}; leave fold_batchnorm out"
-            )
+        function.check(f"folding {len(pairs)} BatchNorms ({pairs[0][1]} to {pairs[-1][1]})", "fold_batchnorm")
         left = sum(isinstance(module, ExactBatchNorm) for module in session.model.modules())
         return {"folded": len(pairs), "left": left}
 
@@ -104,10 +95,3 @@ class _Readers(TorchDispatchMode):
             if id(leaf) in self.count:
                 self.count[id(leaf)] += 1
         return function(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with model_state(model, "float"):
-        logits: Tensor = model(images)
-    return logits

@@ -56,9 +56,7 @@ class Mixed:
 
         Raises `HalfbyteError` where the budget is too small, or no site is free.
         """
-        sites = [site for site in session.layout.sites if session.bits.is_free(site)]
-        if not sites:
-            raise HalfbyteError("mixed: roles and sites fix the widths of all sites; leave the step out")
+        sites = self.check(session)
         widths = list(range(self.least, self.most + 1))
         costs = curvature(session, sites, widths, self.images, self.labels)
         weighted = [site for site in sites if "weight" in site.operands]
@@ -76,6 +74,13 @@ class Mixed:
         for site in sites:
             set_default_quantizers(site_module(session.model, site.name), *session.bits.of(site))
         return {"sites": {name: [bits.weight, bits.activation] for name, bits in chosen.items()}}
+
+    def check(self, session: Session) -> list[Site]:
+        """The sites whose widths are free; raises `HalfbyteError` where there are none."""
+        sites = [site for site in session.layout.sites if session.bits.is_free(site)]
+        if not sites:
+            raise HalfbyteError("mixed: roles and sites fix the widths of all sites; leave the step out")
+        return sites
 
     def _chosen(
         self,

@@ -114,11 +114,7 @@ class QLA:
     def run(self, session: Session) -> dict[str, Any]:
         """Attach and train the adapters; the figures tell the loss on the held-out images at the start and behind each
         epoch."""
-        found = places(session.model)
-        if not found:
-            raise HalfbyteError(
-                "qla knows where adapters go in a ViT, a Swin or a ResNet, and this model is none of them"
-            )
+        found = self.check(session)
         training = AdapterTraining(session, found, self._settings(session, found[0].family))
         for part in session.parts(training.parts(), "training adapters"):
             if part is None:
@@ -127,6 +123,16 @@ class QLA:
             else:
                 training.run(part)
         return training.finish()
+
+    def check(self, session: Session) -> list[Place]:
+        """The places for adapters in the model; raises `HalfbyteError` where it has none, or not those asked for."""
+        found = places(session.model)
+        if not found:
+            raise HalfbyteError(
+                "qla knows where adapters go in a ViT, a Swin or a ResNet, and this model is none of them"
+            )
+        chosen(found, self.blocks)
+        return found
 
     def _settings(self, session: Session, family: str) -> Settings:
         published = PUBLISHED[family]

@@ -95,6 +95,9 @@ class Reconstruct:
                 raise ValueError(f"{name} must be from 0 to less than 1")
         if self.loss_divisor <= 0 or self.round_weight < 0:
             raise ValueError("loss_divisor must be above 0, round_weight not below")
+        learned = (self.rounding != "nearest", self.activation_scales, self.biases, self.norms)
+        if not any(learned):
+            raise ValueError("rounding is nearest, and neither scales nor biases nor norms are learned: nothing is")
         if self.units == "layer" and self.loss != "mse":
             raise ValueError("units: layer goes with the loss mse alone")
         if self.loss == "kl":

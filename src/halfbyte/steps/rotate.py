@@ -7,16 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
-from halfbyte.errors import HalfbyteError, InapplicableError
+from halfbyte.errors import InapplicableError
 from halfbyte.families.stream import free_heads, residual_stream
-from halfbyte.prepare import model_state
 from halfbyte.session import Session
-
-# Of the largest logit: what float32 rounding may move in a deep network.
-TOLERANCE = 1e-3
-CHECKED_IMAGES = 2
+from halfbyte.steps.same_function import SameFunction
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,7 @@ class Rotate:
 
         Raises `HalfbyteError` where it does not, and for a model in which nothing can be rotated.
         """
-        images = next(session.images(CHECKED_IMAGES))
-        before = _logits(session.model, images)
+        function = SameFunction(session)
         stream = residual_stream(session.model) if self.residual else "it was not asked for"
         if not isinstance(stream, str):
             session.edit("rotate_stream", **_plain(asdict(stream)), seed=self._seed(session))
@@ -58,9 +52,7 @@ class Rotate:
                 turned += 1
         if isinstance(stream, str) and not turned:
             raise InapplicableError(f"rotate: nothing in the model can be rotated ({stream}); leave the step out")
-        changed = float((_logits(session.model, images) - before).abs().max() / before.abs().max())
-        if not changed <= TOLERANCE:
-            raise HalfbyteError(f"rotate: the float model's logits changed by {changed:.2g}; leave the step out")
+        changed = function.check("rotating", "rotate")
         return {"stream": stream if isinstance(stream, str) else "rotated", "attentions": turned, "changed": changed}
 
     def _seed(self, session: Session) -> int | None:
@@ -72,10 +64,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with model_state(model, "float"):
-        logits: Tensor = model(images)
-    return logits

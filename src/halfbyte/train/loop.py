@@ -113,9 +113,7 @@ class Trainer:
         state = {"order": self.order, "best_loss": torch.tensor(self.best_loss, dtype=torch.float64)}
         state |= {f"buffer.{number}": tensor for number, tensor in enumerate(self.buffers)}
         state |= {f"best.{number}": tensor for number, tensor in enumerate(self.best)}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entries.items()}
-        return state
+        return state | optimizer_tensors(self.optimizer)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from what `tensors` gave."""
@@ -123,12 +121,7 @@ class Trainer:
         for number, tensor in enumerate(self.buffers):
             tensor.copy_(state[f"buffer.{number}"])
         self.best = [state[f"best.{number}"].to(self.device) for number in range(len(self._result()))]
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                entries.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        restore_optimizer(self.optimizer, state)
 
     def _result(self) -> list[Tensor]:
         return [*self.parameters, *self.buffers]
@@ -197,3 +190,22 @@ class Trainer:
             return self.plan.rate
         total = self.plan.epochs * self.plan.steps(len(self.images))
         return self.plan.rate * 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as tensors, their names beginning with `optimizer.`."""
+    return {
+        f"optimizer.{number}.{name}": torch.as_tensor(value)
+        for number, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Give an optimizer of the same parameters the state that is among these tensors."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
