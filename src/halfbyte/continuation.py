@@ -58,6 +58,10 @@ def adopt(session: Session, folder: Path) -> None:
     the weight's quantizer.
     """
     artifact = load_artifact(folder)
+    if any(plain["name"] == "learn_norm" for plain in artifact.facts["edits"]):
+        raise HalfbyteError(
+            f"--from {folder}: its norms were learned, and the trained ones are not in it; put all steps in one recipe"
+        )
     for plain in artifact.facts["edits"]:
         session.edit(plain["name"], **plain["arguments"])
     kept = named_leftovers(artifact.model)

@@ -115,6 +115,14 @@ def rotate_heads(
     return layout
 
 
+@EDITS.register("learn_norm")
+def learn_norm(model: nn.Module, layout: Layout, norm: str) -> Layout:
+    """Say that the weight and the bias of a LayerNorm are not the trained ones any more; these no artifact keeps."""
+    if not isinstance(model.get_submodule(norm), ExactLayerNorm):
+        raise HalfbyteError(f"{norm} is not a LayerNorm over one dimension")
+    return layout
+
+
 @EDITS.register("track_scale")
 def track_scale(model: nn.Module, layout: Layout, site: str) -> Layout:
     """Let a site remember what its weight's input channels were multiplied by (`WeightedSite.folded_scale` `[I]`)."""

@@ -254,6 +254,23 @@ def test_wrong_parameters_are_told(wrong, told):
         Reconstruct(**wrong)
 
 
+def test_learned_norms_are_saved_but_not_continued(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nsteps: [percentile: {images: 16},"
+        " reconstruct: {images: 16, iterations: 10, batch_size: 8, norms: true, lr_bias: 0.001}]\n"
+    )
+    options = {"calib_images": 16, "limit": 4, "workers": 0, "recipe": tmp_path / "r.yaml"}
+    result = api.quantize(model="fashion_vit", out=tmp_path / "out", **options)
+    images = torch.randn(4, 1, 28, 28)
+    with torch.no_grad(), model_state(result.model, "quantized"):
+        expected = result.model(images)
+    with torch.inference_mode():
+        assert torch.equal(api.load(result.folder)(images), expected)
+    (tmp_path / "r.yaml").write_text("name: m\nsteps: [refit: {images: 16}]\n")
+    with pytest.raises(HalfbyteError, match="its norms were learned"):
+        api.quantize(start=result.folder, out=tmp_path / "more", **options)
+
+
 def test_a_piece_without_anything_to_learn_is_told():
     session = session_of()
     only_biases = dataclasses.replace(FAST, rounding="nearest", activation_scales=False, units="layer")

@@ -112,7 +112,10 @@ class PieceTraining:
             norm.restate(biases[f"{path}.weight"], biases[f"{path}.bias"])
         after = self._measured()
         kept = not self.deciding or after < self.before
-        if not kept:
+        if kept:
+            for path, _ in self._norms():
+                self.session.edit("learn_norm", norm=f"{self.piece.name}.{path}")
+        else:
             self._undo()
         left = after / self.before if self.deciding and self.before else 1.0
         return {"piece": self.piece.name, "steps": self.done, "error_left": round(left, 5), "kept": kept,
