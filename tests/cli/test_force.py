@@ -6,6 +6,7 @@ import json
 import shutil
 
 from halfbyte import api
+from halfbyte.session import Session
 
 
 def test_a_finished_run_is_not_run_over(quantize, out, read_run):
@@ -33,7 +34,7 @@ def test_force_never_continues_from_another_runs_state(
 ):
     shutil.copytree(stopped_run, out)
     with monkeypatch.context() as patch:
-        patch.setattr(api, "resolve", interrupt)
+        patch.setattr(Session, "run", interrupt)
         assert quantize("--seed", 5, "--force").code == 130
     assert quantize("--seed", 5, "--resume").code == 0
     assert read_run(out).events == ["start", "percentile", "finished"]

@@ -13,6 +13,7 @@ import pytest
 
 from halfbyte import api
 from halfbyte.run_folder import RunFolder
+from halfbyte.session import Session
 
 TWO_STEPS = "name: two\nbits: {weight: 4, activation: 4}\nsteps: [{percentile: {images: 16}}, {repq: {images: 16}}]"
 
@@ -120,7 +121,7 @@ def test_resume_starts_afresh_where_there_is_nothing(quantize, out, finished_run
 
 def test_resume_starts_afresh_where_nothing_was_saved(quantize, out, finished_run, monkeypatch, read_run, interrupt):
     with monkeypatch.context() as patch:
-        patch.setattr(api, "resolve", interrupt)
+        patch.setattr(Session, "run", interrupt)
         assert quantize().code == 130
     assert read_run(out).events == ["start"]
     quantize().refused("an unfinished run", "--resume", "--force")

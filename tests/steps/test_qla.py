@@ -330,7 +330,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("step", "told"),
-    [("qla: {images: 16, blocks: ['9']}", "no blocks '9'"), ("mixed: {}, percentile: {images: 8}", "fix the widths")],
+    [
+        ("qla: {images: 16, blocks: ['9']}", "no blocks '9'"),
+        ("mixed: {images: 8}, percentile: {images: 8}", "fix the widths"),
+    ],
 )
 def test_what_does_not_fit_the_model_is_told_before_there_is_a_folder(step, told, tmp_path):
     calibrate = "" if step.startswith("mixed") else "percentile: {images: 8}, "
