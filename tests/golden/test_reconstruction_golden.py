@@ -26,7 +26,9 @@ def tensor(value: object) -> torch.Tensor:
 
 def assert_near(got: torch.Tensor, expected: object, tolerance: float = 2e-6) -> None:
     wanted = tensor(expected)
-    assert float((got.reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
+    assert float((got.detach().reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(
+        1.0, float(wanted.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "adaround" in name])
