@@ -25,8 +25,8 @@ def tensor(value: object) -> torch.Tensor:
 
 
 def assert_near(got: torch.Tensor, expected: object, tolerance: float = 2e-6) -> None:
-    wanted = tensor(expected)
-    assert float((got.detach().reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(
+    wanted, got = tensor(expected), got.detach()
+    assert float((got.reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(
         1.0, float(wanted.abs().max())
     )
 
