@@ -26,9 +26,7 @@ def tensor(value: object) -> torch.Tensor:
 
 def assert_near(got: torch.Tensor, expected: object, tolerance: float = 2e-6) -> None:
     wanted, got = tensor(expected), got.detach()
-    assert float((got.reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(
-        1.0, float(wanted.abs().max())
-    )
+    assert float((got.reshape(wanted.shape) - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "adaround" in name])
