@@ -82,8 +82,10 @@ class UniformQuantizer(Quantizer):
         scale = (high - low) / (self.levels - 1)
         zero_point = torch.round(-low / scale)
         magnitude = torch.maximum(low.abs(), high.abs())
-        constant = high - low <= CONSTANT_RANGE * magnitude
-        one_value = torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))
+        # So near to zero that the scale would not be a normal number, a range is a single value too.
+        tiny = torch.finfo(torch.float32).tiny
+        constant = (high - low <= CONSTANT_RANGE * magnitude) | (scale < tiny)
+        one_value = torch.where(magnitude >= tiny, magnitude, torch.ones_like(magnitude))
         scale = torch.where(constant, one_value, scale)
         zero_point = torch.where(constant, (high < 0).float(), zero_point)
         self.set_parameters(scale, zero_point)
