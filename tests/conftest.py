@@ -1,9 +1,12 @@
-"""Several processes of one run, as threads of the test: without the seconds that processes take to start."""
+"""What tests of several folders use: the processes of one run as threads of the test, and a run that is killed."""
 
 from __future__ import annotations
 
 import copy
+import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -68,3 +71,22 @@ def together() -> Together:
         return results
 
     return run
+
+
+@pytest.fixture
+def kill_when() -> Callable[..., None]:
+    """Start a command, and kill it as soon as `reached()` is true."""
+
+    def kill(command: list[str], reached: Callable[[], bool], seconds: float = 300) -> None:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + seconds
+            while not reached():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+    return kill

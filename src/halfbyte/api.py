@@ -24,6 +24,7 @@ from halfbyte.families.describe import describe
 from halfbyte.inputs import (
     Inputs,
     Options,
+    budget_of,
     check_at_least,
     pick_device,
     read_inputs,
@@ -199,7 +200,8 @@ def _artifact(target: str) -> Artifact | None:
 
 def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
     model = options.model or (DEFAULT_MODEL if options.start is None else options.start.name)
-    name = f"{model}-{recipe.name}-w{recipe.bits.weight}a{recipe.bits.activation}"
+    widths = budget_of(recipe) or f"w{recipe.bits.weight}a{recipe.bits.activation}"
+    name = f"{model}-{recipe.name}-{widths}"
     # A recipe's name is free text; as a folder it must not lead out of runs/.
     default = Path("runs") / re.sub(r"[^\w.-]+", "_", name)
     settings = {

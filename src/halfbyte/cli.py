@@ -145,8 +145,12 @@ def _console() -> Console:
 
 
 def _print_run(metrics: dict[str, Any], folder: Path) -> None:
+    from halfbyte.report.wording import bit_widths
+
     bits, size, seconds = metrics["bits"], metrics["bytes"], metrics["seconds"]
-    title = f"{metrics['model']}, {metrics['recipe']} at W{bits['weight']}A{bits['activation']}"
+    # Folders of earlier versions lack the budget.
+    widths = bit_widths(bits["weight"], bits["activation"], metrics.get("budget"))
+    title = f"{metrics['model']}, {metrics['recipe']}, {widths}"
     table = Table("", "float", "quantized", title=title)
     images = metrics["images"]["evaluation"]
     if images:

@@ -42,7 +42,7 @@ class Edit:
         function = EDITS.get(self.name)
         try:
             return function(model, layout, **self.arguments)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
             raise HalfbyteError(f"the edit {self.name} does not fit the model: {error}") from None
 
 

@@ -17,6 +17,7 @@ from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe, StepCall, load_recipe
 from halfbyte.steps.catalog import from_scratch, resolve, with_defaults
+from halfbyte.steps.mixed import Mixed
 
 DEFAULT_RECIPE = "repq"
 DEFAULT_CALIBRATION_IMAGES = 1024
@@ -94,6 +95,12 @@ def _within(budget: str, recipe: Recipe) -> Recipe:
         first = next(number for number, (_, step) in enumerate(steps) if step.calibrates)
         recipe = replace(recipe, steps=(*recipe.steps[:first], StepCall("mixed"), *recipe.steps[first:]))
     return recipe.with_parameter(f"mixed.budget={budget}")
+
+
+def budget_of(recipe: Recipe) -> str | None:
+    """The budget within which the recipe gives sites widths of their own; None where it does not."""
+    found = [step.budget for _, step in resolve(recipe) if isinstance(step, Mixed)]
+    return found[0] if found else None
 
 
 def _from_artifact(recipe: Recipe, options: Options) -> Recipe:

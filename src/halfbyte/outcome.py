@@ -9,7 +9,7 @@ from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, si
 from halfbyte.coverage import coverage
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
 from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
-from halfbyte.inputs import Inputs
+from halfbyte.inputs import Inputs, budget_of
 from halfbyte.prepare import model_state, settle
 from halfbyte.report.run import render_run
 from halfbyte.run_folder import RunFolder
@@ -58,6 +58,7 @@ def _write(
         "recipe": recipe.name,
         "paper_exact": recipe.paper_exact,
         "bits": {"weight": recipe.bits.weight, "activation": recipe.bits.activation},
+        "budget": budget_of(recipe),
         "images": {"calibration": len(inputs.calibration), "evaluation": len(inputs.validation or ())},
         "skipped_images": inputs.skipped,
         "float": floats,

@@ -77,13 +77,12 @@ def rotate_heads(model: nn.Module, attention: str, scores: bool, values: bool, s
     weight = cast(Tensor, cast(QuantLinear, sites[0]).weight)
     width = len(weight) // (module.num_heads * (3 if packed is not None else 1))
     turn = rotation(width, seed)
-    parts = (*["qk"] * (2 * scores), *["v"] * values)
     if packed is not None:
         rows = len(weight) // 3
         ranges = [(packed, slice(start, start + rows)) for start in (0, rows, 2 * rows)]
     else:
         ranges = [(site, slice(None)) for site in sites]
-    chosen = ranges[: 2 if "qk" in parts else 0] + (ranges[2:] if values else [])
+    chosen = (ranges[:2] if scores else []) + (ranges[2:] if values else [])
     for site, part in chosen:
         _turn_rows(cast(QuantLinear, site), part, turn)
     if values:

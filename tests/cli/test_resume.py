@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
 import time
 
@@ -158,22 +156,14 @@ def test_a_model_that_was_rewritten_goes_on(quantize, out, two_steps, stopped_af
     assert read_run(out).artifact == read_run(tmp_path / "whole").artifact
 
 
-def test_a_run_killed_in_its_second_step_goes_on(quantize, out, tmp_path, read_run):
+def test_a_run_killed_in_its_second_step_goes_on(quantize, out, tmp_path, read_run, kill_when):
     # Enough images in the second step that it is still at work when the first one's line is seen.
     text = TWO_STEPS.replace("repq: {images: 16}", "minmax: {images: 600}")
     (tmp_path / "two.yaml").write_text(text)
     options = ("--recipe", tmp_path / "two.yaml", "--calib-images", 600)
-    command = ["fashion_resnet", *map(str, options), "--limit", "16", "--workers", "0", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "halfbyte", "quantize", *command], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 100
-        while '"step"' not in ((out / "log.jsonl").read_text() if (out / "log.jsonl").exists() else ""):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-m", "halfbyte", "quantize", "fashion_resnet", *map(str, options), "--limit", "16"]
+    log = out / "log.jsonl"
+    kill_when([*command, "--workers", "0", "--out", str(out)], lambda: log.exists() and '"step"' in log.read_text())
     assert read_run(out).events == ["start", "percentile"]
     assert not (out / "model.safetensors").exists()
     resumed = quantize(*options, "--resume")

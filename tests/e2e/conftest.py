@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,27 +12,17 @@ import pytest
 from safetensors import safe_open
 
 ARTIFACT = ("model.safetensors", "config.json", "quantization.json")
-SECONDS = 300
 
 
 @pytest.fixture
-def survives_sigkill(tmp_path) -> Callable[..., None]:
+def survives_sigkill(tmp_path, kill_when) -> Callable[..., None]:
     """Run `halfbyte quantize` with these options, kill it once its state holds so many parts of a step, let it go on,
     and compare its artifact with that of a run nobody disturbed."""
 
     def check(*options: object, parts: int) -> None:
         command = [sys.executable, "-m", "halfbyte", "quantize", *map(str, options), "--workers", "0", "--out"]
         killed, whole = tmp_path / "killed", tmp_path / "whole"
-        process = subprocess.Popen([*command, str(killed)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + SECONDS
-            while _parts(killed / "resume.safetensors") < parts:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-        finally:
-            process.kill()
-        assert process.wait() == -signal.SIGKILL
+        kill_when([*command, str(killed)], lambda: _parts(killed / "resume.safetensors") >= parts)
         assert not (killed / ARTIFACT[0]).exists()
         assert subprocess.run([*command, str(killed), "--resume"], capture_output=True).returncode == 0
         assert subprocess.run([*command, str(whole)], capture_output=True).returncode == 0

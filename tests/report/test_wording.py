@@ -37,6 +37,7 @@ from halfbyte.report import wording
         (wording.magnitude(312), "312"),
         (wording.magnitude(1e300), "1e+288 T"),
         (wording.bit_widths(4, 4), "W4A4"),
+        (wording.bit_widths(4, 4, "3.5bits"), "mixed precision, 3.5bits"),
         (wording.bit_widths(3.5, None), "W3.5, float activations"),
         (wording.bit_widths(None, 8), "float weights, A8"),
         (wording.bit_widths(None, None), "bits not recorded"),

@@ -51,6 +51,13 @@ def test_it_beats_one_width_for_all_at_equal_bytes(model, run):
     assert all(end == {"weight": 8, "activation": 8} for end in ends)
 
 
+def test_the_least_that_is_possible_is_possible(run):
+    result = run("budget: 2.0bits, most: 3", "least", limit=4)
+    rows, _ = averages(result.metrics)
+    assert all(row["bits"]["weight"] in (2, None) for row in rows)
+    assert result.metrics["budget"] == "2.0bits"
+
+
 def test_megabytes_are_kept_by_the_file(run):
     for amount in (0.3, 0.5):
         result = run(f"budget: {amount}MB", f"mb{amount}", limit=4)

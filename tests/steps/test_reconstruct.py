@@ -25,9 +25,10 @@ from halfbyte.quantizers.log import AdaLogQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.recipe import parse_recipe
 from halfbyte.session import Session
-from halfbyte.steps import block_training
-from halfbyte.steps.block_training import Piece, PieceTraining
+from halfbyte.steps.block_training import PieceTraining
 from halfbyte.steps.catalog import resolve
+from halfbyte.steps.piece import Piece, PieceData
+from halfbyte.steps.qwt import QwT
 from halfbyte.steps.reconstruct import Reconstruct
 from halfbyte.steps.suffix import Suffix
 from halfbyte.train.soft_quantization import with_learned_scale
@@ -165,6 +166,24 @@ def test_weights_that_an_earlier_step_moved_start_from_its_codes():
         assert (codes == moved).float().mean() > 0.99
 
 
+def test_what_stands_beside_a_block_computes_with_the_codes_that_it_has():
+    session = session_of(calibrate="repq: {images: 8}")
+    session.run("qwt", QwT(images=32))
+    sides = {site.name for site in session.layout.sites if site.role == "side"}
+    stream = BlockStream(session, 32, both=True)
+    seen = {}
+    for unit in stream.visit(stream.units[:1]):
+        training = PieceTraining(FAST, session, stream, Piece(unit))
+        for name in sides:
+            side = session.model.get_submodule(name)
+            # One step away from the nearest code, as a fit may leave it.
+            with torch.no_grad():
+                side.weight_codes = side.codes() ^ 1
+            seen[name] = training.soft(side, "weight", side.float_weight())
+            assert torch.equal(seen[name], side.quantizer("weight").dequantize(side.weight_codes))
+    assert seen
+
+
 # How it ends
 
 
@@ -179,7 +198,7 @@ def test_minutes_end_it_and_patience_too():
 
 
 def test_a_loss_that_is_not_finite_is_told(monkeypatch):
-    monkeypatch.setattr(block_training.PieceTraining, "_mixed", lambda self, rows: torch.full((8, 17, 24), torch.nan))
+    monkeypatch.setattr(PieceData, "batch", lambda self, rows: torch.full((8, 17, 24), torch.nan))
     with pytest.raises(HalfbyteError, match=r"reconstruction failed: the loss of blocks.0 is not finite; lower"):
         session_of().run("reconstruct", FAST)
 
@@ -304,23 +323,30 @@ def test_the_rest_of_a_model_is_the_model():
 
 @pytest.mark.parametrize("kind", ["uniform", "rows", "adalog"])
 def test_the_gradient_of_a_scale_is_what_the_values_move_by(kind):
-    """Of a clipped value the code; inside, what rounding adds: exact where s moves and codes stay, but for the
-    straight-through part."""
+    """Against autograd through s q(x / s), whose rounding alone is passed straight through."""
     x = torch.linspace(-1, 2, 60).reshape(3, 20)
     if kind == "adalog":
         quantizer = AdaLogQuantizer(3, shift=0.17)
         quantizer.set_scale(torch.tensor(1.0))
+        bounds = (-torch.inf, torch.inf)
     else:
         quantizer = UniformQuantizer(3, axis=0 if kind == "rows" else None)
         scale = torch.tensor([[0.2], [0.3], [0.4]]) if kind == "rows" else torch.tensor(0.25)
         quantizer.set_parameters(scale, torch.full_like(scale, 2))
+        bounds = (-2.5, 5.5)
     scale = quantizer.scale.clone().requires_grad_(True)
     x.requires_grad_(True)
     y = with_learned_scale(quantizer, x, scale)
     assert torch.equal(y, quantizer(x.detach()))
-    y.sum().backward()
-    with torch.no_grad():
-        inside = quantizer.inside(x)
-        residue = (y - quantizer.offset) / scale - (x - quantizer.offset) / scale * inside
-        assert torch.equal(x.grad, inside.float())
-        assert torch.allclose(scale.grad, residue.sum_to_size(scale.shape), atol=1e-4)
+    slopes = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    (y * slopes).sum().backward()
+    again, other = x.detach().clone().requires_grad_(True), quantizer.scale.clone().requires_grad_(True)
+    steps = (again - quantizer.offset) / other
+    levels = ((y - quantizer.offset) / scale).detach()
+    lowest, highest = bounds
+    clipped = steps.clamp(lowest, highest)
+    # Where it is clipped, `levels` is the bound, and `clipped` has no gradient.
+    straight = other * (clipped + (levels - clipped).detach()) + quantizer.offset
+    (straight * slopes).sum().backward()
+    assert torch.allclose(x.grad, again.grad)
+    assert torch.allclose(scale.grad, other.grad, rtol=1e-4, atol=1e-4)

@@ -29,7 +29,9 @@ def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
     model = wording.anything(metrics.get("model"))
     recipe = wording.anything(metrics.get("recipe"))
     bits = mapping(metrics.get("bits"))
-    method = f"{recipe}, {wording.bit_widths(number(bits.get('weight')), number(bits.get('activation')))}"
+    budget = None if metrics.get("budget") is None else wording.anything(metrics["budget"])
+    widths = wording.bit_widths(number(bits.get("weight")), number(bits.get("activation")), budget)
+    method = f"{recipe}, {widths}"
     return document(
         f"{model}, {method}: Halfbyte",
         element("h1", escape(f"{model} "), element("span", escape(method))),

@@ -86,8 +86,11 @@ def magnitude(value: float | None) -> str:
     return count(value)
 
 
-def bit_widths(weight: float | None, activation: float | None) -> str:
-    """`W4A4`, the literature's name for a pair of bit widths; an operand without one stayed in float."""
+def bit_widths(weight: float | None, activation: float | None, budget: str | None = None) -> str:
+    """`W4A4`, the literature's name for a pair of bit widths; an operand without one stayed in float. With a budget,
+    such as 3.5bits, sites have widths of their own."""
+    if budget is not None:
+        return f"mixed precision, {budget}"
     if weight is None and activation is None:
         return "bits " + NOT_RECORDED
     if activation is None:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halfbyte.block_stream import BlockStream, Unit, watched
-from halfbyte.data.store import BatchStore
+from halfbyte.block_stream import BlockStream
 from halfbyte.errors import HalfbyteError
-from halfbyte.layers.conv import QuantConv2d
 from halfbyte.layers.norm import ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.prepare import model_state
 from halfbyte.quantizers.rounding import power_at
 from halfbyte.session import Session
-from halfbyte.steps.suffix import Suffix
-from halfbyte.train.block_losses import LOSSES, BlockLoss, Extra
+from halfbyte.steps.piece import Piece, PieceData
 from halfbyte.train.loop import optimizer_tensors, restore_optimizer
 from halfbyte.train.soft_quantization import SoftQuantization
 
@@ -33,40 +29,13 @@ if TYPE_CHECKING:
     from halfbyte.steps.reconstruct import Reconstruct
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What is trained at once: a unit, or the module at `path` in it ("": the unit itself)."""
-
-    unit: Unit
-    path: str = ""
-
-    @property
-    def name(self) -> str:
-        """The module path in the model."""
-        return f"{self.unit.block.name}.{self.path}" if self.path else self.unit.block.name
-
-
 class PieceTraining:
-    """A piece with its quantized and float inputs, its targets, and what is learned of it.
-
-    Every eighth batch is held out where the step has a guard. `tensors` and `restore` carry it over a kill.
-    """
+    """A piece, what it is trained on, and what is learned of it; `tensors` and `restore` carry it over a kill."""
 
     def __init__(self, step: Reconstruct, session: Session, stream: BlockStream, piece: Piece) -> None:
-        self.step, self.session, self.stream, self.piece = step, session, stream, piece
-        unit = piece.unit
-        self.module = unit.module.get_submodule(piece.path) if piece.path else unit.module
-        self.inputs, self.exact, self.targets = self._collected()
-        decides = [number for number in stream.numbers() if step.guard and stream.held_out(number)]
-        self.deciding = decides if len(decides) < len(self.inputs) else []
-        self.rows = [(number, row) for number in stream.numbers() if number not in self.deciding
-                     for row in range(len(self.inputs[number]))]  # fmt: skip
-        role = unit.block.sites[0].role
-        name = step.head_loss if role == "head" else "mse" if role == "stem" or piece.path else step.loss
-        self.loss: BlockLoss = LOSSES.get(name)()
-        self.gradients, self.features = BatchStore(), BatchStore()
-        self.suffix = self._suffix()
-        self._look()
+        self.step, self.session, self.piece = step, session, piece
+        self.data = PieceData(step, session, stream, piece)
+        self.module = self.data.module
         self.before = self._measured()
         self._make_learned()
         self.untrained = self._snapshot()
@@ -111,13 +80,13 @@ class PieceTraining:
         for path, norm in self._norms():
             norm.restate(biases[f"{path}.weight"], biases[f"{path}.bias"])
         after = self._measured()
-        kept = not self.deciding or after < self.before
+        kept = not self.data.deciding or after < self.before
         if kept:
             for path, _ in self._norms():
                 self.session.edit("learn_norm", norm=f"{self.piece.name}.{path}")
         else:
             self._undo()
-        left = after / self.before if self.deciding and self.before else 1.0
+        left = after / self.before if self.data.deciding and self.before else 1.0
         return {"piece": self.piece.name, "steps": self.done, "error_left": round(left, 5), "kept": kept,
                 "loss": [round(value, 6) for value in (self.losses[:1] + self.losses[-1:])]}  # fmt: skip
 
@@ -141,16 +110,15 @@ class PieceTraining:
     # One step
 
     def _step(self, progress: float) -> float:
-        order = torch.randperm(len(self.rows), generator=self.session.generator)[: self.step.batch_size]
-        rows = [self.rows[number] for number in order.tolist()]
+        order = torch.randperm(len(self.data.rows), generator=self.session.generator)[: self.step.batch_size]
+        rows = [self.data.rows[number] for number in order.tolist()]
         for group in self.optimizer.param_groups:
             falling = 0.5 * (1 + math.cos(math.pi * progress))
             group["lr"] = group["first"] * (falling if group["cosine"] else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            output = self._output(self._mixed(rows))
-            target, extra = _gather(self.targets, rows), self._extra(rows, output)
-            loss = self.loss(output, target, extra) / self.step.loss_divisor
+            output = self._output(self.data.batch(rows))
+            loss = self.data.loss(output, rows) / self.step.loss_divisor
             # The published count of steps begins with 1.
             counted = max(progress, (self.done + 1) / self.step.iterations)
             if self.step.rounding == "adaround" and counted >= self.step.warmup:
@@ -163,92 +131,17 @@ class PieceTraining:
         self.soft.keep_positive()
         return reached
 
-    def _mixed(self, rows: list[tuple[int, int]]) -> Tensor:
-        """The piece's inputs: of the quantized model, of the float one, or (QDrop) each element of one of them."""
-        if self.step.inputs == "quantized":
-            return _gather(self.inputs, rows)
-        exact = _gather(self.exact, rows)
-        if self.step.inputs == "float":
-            return exact
-        dropped = torch.rand(exact.shape, generator=self.session.generator).to(exact.device) < self.step.drop
-        return torch.where(dropped, exact, _gather(self.inputs, rows))
-
     def _output(self, x: Tensor) -> Tensor:
         args, keywords = self.piece.unit.extra if not self.piece.path else ((), {})
         with model_state(self.module, "observe", self.soft):
             output: Tensor = functional_call(self.module, dict(self.overrides), (x, *args), keywords)
         return output
 
-    def _extra(self, rows: list[tuple[int, int]], output: Tensor) -> Extra:
-        gradient = _gather(self.gradients, rows) if self.loss.needs_gradient else None
-        features = None
-        if self.loss.needs_features:
-            assert self.suffix is not None
-            features = (self.suffix(output)[0], _gather(self.features, rows))
-        return Extra(gradient, features, self._channels())
-
-    # Before the first step
-
-    def _collected(self) -> tuple[BatchStore, BatchStore, BatchStore]:
-        """Quantized inputs, float inputs and float outputs of the piece."""
-        stream, unit = self.stream, self.piece.unit
-        targets = BatchStore()
-        if not self.piece.path:
-            for number in stream.numbers():
-                targets.append(stream.run_float(unit, stream.float_inputs[number]))
-            return stream.inputs, stream.float_inputs, targets
-        inputs, exact = BatchStore(), BatchStore()
-        for number in stream.numbers():
-            with watched(self.module) as seen:
-                stream.run(unit, stream.inputs[number])
-            inputs.append(seen[0][0])
-            with watched(self.module) as seen:
-                stream.run(unit, stream.float_inputs[number], "float")
-            exact.append(seen[0][0])
-            targets.append(seen[0][1])
-        return inputs, exact, targets
-
-    def _suffix(self) -> Suffix | None:
-        if not (self.loss.needs_gradient or self.loss.needs_features):
-            return None
-        return Suffix(self.session, self.stream, self.piece.unit)
-
-    def _look(self) -> None:
-        """One pass over all images for what the loss prepares."""
-        if self.suffix is None:
-            return
-        first = next(self.session.own_images(len(self.targets[0]), len(self.targets[0])))
-        self.suffix.check(first, self.targets[0])
-        for number in self.stream.numbers():
-            output, target = self._quantized(number), self.targets[number]
-            with torch.no_grad():
-                features, logits = self.suffix(target)
-            if self.loss.needs_gradient:
-                self.gradients.append(self.suffix.gradient(output, logits))
-            if self.loss.needs_features:
-                self.features.append(features)
-            if number not in self.deciding:
-                with torch.no_grad():
-                    self.loss.look(output, target, self._extra(_all_rows(number, output), output))
-
-    @torch.no_grad()
     def _measured(self) -> float:
-        """The mean loss of the integer model on the held-out images; 0 where none are."""
-        total = images = 0.0
-        for number in self.deciding:
-            output = self._quantized(number)
-            rows = _all_rows(number, output)
-            total += float(self.loss(output, self.targets[number], self._extra(rows, output))) * len(rows)
-            images += len(rows)
-        return total / images if images else 0.0
+        """The mean loss of the integer model on the held-out images."""
+        return self.data.held_out_loss(self.data.quantized)
 
-    def _quantized(self, number: int) -> Tensor:
-        x = self.inputs[number]
-        if not self.piece.path:
-            return self.stream.run(self.piece.unit, x)
-        with torch.no_grad(), model_state(self.module, "quantized"):
-            output: Tensor = self.module(x)
-        return output
+    # What is learned
 
     def _make_learned(self) -> None:
         """The parameters that are learned, and their optimizer."""
@@ -293,10 +186,6 @@ class PieceTraining:
             if isinstance(norm, ExactLayerNorm) and norm.weight is not None and norm.bias is not None:
                 yield path, norm
 
-    def _channels(self) -> int:
-        """Maps of convolutions have their channels second, all else last."""
-        return 1 if any(isinstance(module, QuantConv2d) for module in self.module.modules()) else -1
-
     # The end
 
     def _is_flat(self) -> bool:
@@ -305,17 +194,13 @@ class PieceTraining:
     @torch.no_grad()
     def _check_flat(self) -> None:
         """Count how often in a row the held-out loss did not fall."""
-        if not self.step.patience or not self.deciding or self.done >= self.step.iterations:
+        if not self.step.patience or not self.data.deciding or self.done >= self.step.iterations:
             return
-        total = 0.0
         drop, self.soft.drop = self.soft.drop, 0.0
-        for number in self.deciding:
-            output = self._output(self.inputs[number])
-            rows = _all_rows(number, output)
-            total += float(self.loss(output, self.targets[number], self._extra(rows, output)))
+        found = self.data.held_out_loss(lambda number: self._output(self.data.inputs[number]))
         self.soft.drop = drop
-        self.flat = 0 if total < self.lowest * (1 - FLAT) else self.flat + 1
-        self.lowest = min(self.lowest, total)
+        self.flat = 0 if found < self.lowest * (1 - FLAT) else self.flat + 1
+        self.lowest = min(self.lowest, found)
 
     @torch.no_grad()
     def _undo(self) -> None:
@@ -345,12 +230,3 @@ def _resetting(owner: nn.Module, name: str) -> Callable[[], None]:
 def _copying(tensor: Tensor) -> Callable[[], None]:
     value = tensor.detach().clone()
     return lambda: cast(None, tensor.copy_(value))
-
-
-def _all_rows(number: int, output: Tensor) -> list[tuple[int, int]]:
-    return [(number, row) for row in range(len(output))]
-
-
-def _gather(store: BatchStore, rows: list[tuple[int, int]]) -> Tensor:
-    """The named rows of the batches, in that order."""
-    return torch.stack([store[number][row] for number, row in rows])

@@ -61,12 +61,13 @@ class Mixed:
         costs = curvature(session, sites, widths, self.images, self.labels)
         weighted = [site for site in sites if "weight" in site.operands]
         amount, unit = _parsed(self.budget)
-        sizes = torch.tensor([float(_elements(session, site)) for site in weighted])
+        # Sums beyond 2^24 are exact in float64 alone.
+        sizes = torch.tensor([_elements(session, site) for site in weighted], dtype=torch.float64)
         bits = amount * float(sizes.sum()) if unit == "bits" else 8 * (1e6 * amount - _fixed_bytes(session, weighted))
         found = self._chosen(costs, weighted, ("weight",), sizes, bits, widths)
         chosen = {site.name: Bits(weight=width) for site, width in zip(weighted, found, strict=True)}
         if unit == "bits":
-            macs = torch.tensor([float(site.macs) for site in sites])
+            macs = torch.tensor([site.macs for site in sites], dtype=torch.float64)
             found = self._chosen(costs, sites, ("input", "left", "right"), macs, amount * float(macs.sum()), widths)
             for site, width in zip(sites, found, strict=True):
                 chosen[site.name] = replace(chosen.get(site.name, Bits()), activation=width)

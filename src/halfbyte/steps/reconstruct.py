@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 from halfbyte.block_stream import BlockStream
 from halfbyte.errors import HalfbyteError
 from halfbyte.session import Session
-from halfbyte.steps.block_training import Piece, PieceTraining
+from halfbyte.steps.block_training import PieceTraining
+from halfbyte.steps.piece import Piece
 from halfbyte.train.block_losses import LOSSES
 from halfbyte.train.soft_quantization import ROUNDINGS
 
@@ -51,7 +52,7 @@ class Reconstruct:
     """
 
     calibrates: ClassVar[bool] = False
-    images: int = 256
+    images: int = 1000
     iterations: int = 3000
     minutes: float = 0.0
     batch_size: int = 32
@@ -103,10 +104,13 @@ class Reconstruct:
         if self.loss == "kl":
             raise ValueError("kl is a loss for the classifier: head_loss")
 
-    def run(self, session: Session) -> dict[str, Any]:
-        """Train piece by piece; the figures tell what was left of each one's held-out error."""
+    def check(self, session: Session) -> None:
+        """Raises `HalfbyteError` under torchrun: a piece is trained by one process."""
         if session.world.size > 1:
             raise HalfbyteError("reconstruct runs in one process; start it without torchrun")
+
+    def run(self, session: Session) -> dict[str, Any]:
+        """Train piece by piece; the figures tell what was left of each one's held-out error."""
         stream = BlockStream(session, self.images, both=True, ends=self.ends)
         pieces = self._pieces(stream)
         parts = [_Part(piece, number, last) for piece, last in pieces for number in range(PARTS)]
@@ -126,7 +130,7 @@ class Reconstruct:
                     session.notes.append(training.finish())
                     session.kept = {}
                     if part.ends_unit:
-                        stream.advance(float_outputs=training.targets if training.module is unit.module else None)
+                        stream.advance(float_outputs=training.data.targets if training.module is unit.module else None)
                     training = None
         return {"pieces": session.notes}
 

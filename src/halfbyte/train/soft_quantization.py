@@ -59,7 +59,7 @@ class _Weight:
         with torch.no_grad():
             scale = self.quantizer.calibrated(self.quantizer.scale)
             codes, weight = site.codes(), site.float_weight()
-            coded = self.quantizer.dequantize(codes)
+            coded = _coded(site)
             steps = (weight - coded) / scale
             # What lies beyond the last code, and has it, stays where it is.
             beyond = ((codes == 0) & (steps < 0)) | ((codes == self.quantizer.levels - 1) & (steps > 0))
@@ -104,6 +104,11 @@ class _Weight:
         return (steps + cast(Tensor, self.quantizer.zero_point)).clamp(0, self.quantizer.levels - 1)
 
 
+def _coded(site: WeightedSite) -> Tensor:
+    """The weight of a site's codes."""
+    return site.quantizer("weight").dequantize(site.codes())
+
+
 class SoftQuantization:
     """An observer: gives what sites compute with, with gradients for what is learned.
 
@@ -138,7 +143,8 @@ class SoftQuantization:
     def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
         if operand == "weight":
             weight = self.weights.get(module)
-            return module.quantizer("weight")(x) if weight is None else weight.value()
+            # Of a site that is not learned the codes that it has, which need not be the nearest ones.
+            return _coded(cast(WeightedSite, module)) if weight is None else weight.value()
         scale = self.scales.get((module, operand))
         quantizer = module.quantizer(operand)
         quantized: Tensor = quantizer(x) if scale is None else with_learned_scale(quantizer, x, scale)
