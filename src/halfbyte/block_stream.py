@@ -62,13 +62,21 @@ class BlockStream:
     A step may change a block while it is there; `advance` then makes the next block's inputs with what it has become.
     Memory holds one block's inputs. Under torchrun each process has its share of the batches. Every eighth batch is
     held out: what a step fits it fits to the others. `halves` is the state of compensations in float16: published code
-    hands on what `observe` gives, their float32. `ends`: stem and head are units too.
+    hands on what `observe` gives, their float32. `ends`: stem and head are units too. `state`: that of the model,
+    `float` before it is calibrated.
     """
 
     def __init__(
-        self, session: Session, images: int, *, both: bool = False, halves: State = "quantized", ends: bool = False
+        self,
+        session: Session,
+        images: int,
+        *,
+        both: bool = False,
+        halves: State = "quantized",
+        ends: bool = False,
+        state: State = "quantized",
     ) -> None:
-        self.session, self.images, self.both, self.halves = session, images, both, halves
+        self.session, self.images, self.both, self.halves, self.state = session, images, both, halves, state
         self.units = _units(session, ends)
         self.batch_size = max(1, min(session.batch_size, images // HELD_OUT))
         self.inputs = BatchStore()
@@ -81,10 +89,10 @@ class BlockStream:
             self._go_to(self.units.index(unit))
             yield unit
 
-    def run(self, unit: Unit, x: Tensor, state: State = "quantized") -> Tensor:
-        """The unit's output for a batch of inputs."""
+    def run(self, unit: Unit, x: Tensor, state: State | None = None) -> Tensor:
+        """The unit's output for a batch of inputs, in the stream's state unless another is given."""
         args, keywords = unit.extra
-        with torch.no_grad(), self._state(unit.module, state):
+        with torch.no_grad(), self._state(unit.module, state or self.state):
             output: Tensor = unit.module(x, *args, **keywords)
         return output
 
@@ -145,7 +153,7 @@ class BlockStream:
             self.advance()
         if self._at != index:
             name = self.units[index].block.name
-            with self._state(self.session.model, "quantized"):
+            with self._state(self.session.model, self.state):
                 self.inputs = self._inputs_of(self.session.model, name)
             if self.both:
                 self.float_inputs = self._inputs_of(self.session.aligned, name)

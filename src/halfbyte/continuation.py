@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.artifact import load_artifact, named_leftovers
 from halfbyte.artifact_files import read_facts
+from halfbyte.edits import LEARNS_ANEW
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Site
 from halfbyte.layers.norm import ExactBatchNorm
@@ -58,10 +59,12 @@ def adopt(session: Session, folder: Path) -> None:
     the weight's quantizer.
     """
     artifact = load_artifact(folder)
-    if any(plain["name"] == "learn_norm" for plain in artifact.facts["edits"]):
-        raise HalfbyteError(
-            f"--from {folder}: its norms were learned, and the trained ones are not in it; put all steps in one recipe"
-        )
+    for plain in artifact.facts["edits"]:
+        if (what := LEARNS_ANEW.get(plain["name"])) is not None:
+            raise HalfbyteError(
+                f"--from {folder}: its {what} were learned, and the trained ones are not in it; put all steps in one "
+                "recipe"
+            )
     for plain in artifact.facts["edits"]:
         session.edit(plain["name"], **plain["arguments"])
     kept = named_leftovers(artifact.model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from halfbyte import rotation
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout, Site
+from halfbyte.layers.activation import ExactGELU
 from halfbyte.layers.adapters import adapter
 from halfbyte.layers.branch import Branch, Side
 from halfbyte.layers.compensation import Shape, compensation
@@ -25,6 +26,8 @@ EditFunction = Callable[..., Layout]
 EDITS: Registry[EditFunction] = Registry("edit")
 # Behind these the tensors between modules mean something else than in the trained model.
 CHANGES_BASIS = ("rotate_stream",)
+# Behind these the model holds tensors that were learned in place of trained ones, and what they are.
+LEARNS_ANEW = {"learn_norm": "norms", "replace_gelu": "MLPs"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,15 @@ def learn_norm(model: nn.Module, layout: Layout, norm: str) -> Layout:
     """Say that the weight and the bias of a LayerNorm are not the trained ones any more; these no artifact keeps."""
     if not isinstance(model.get_submodule(norm), ExactLayerNorm):
         raise HalfbyteError(f"{norm} is not a LayerNorm over one dimension")
+    return layout
+
+
+@EDITS.register("replace_gelu")
+def replace_gelu(model: nn.Module, layout: Layout, activation: str) -> Layout:
+    """Put a ReLU in the place of a GELU; the linears around it have learned to give what they gave."""
+    if not isinstance(model.get_submodule(activation), ExactGELU):
+        raise HalfbyteError(f"{activation} is not a GELU")
+    replace_module(model, activation, nn.ReLU())
     return layout
 
 

@@ -21,6 +21,7 @@ from halfbyte.steps.qla import QLA
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.reconstruct import Reconstruct
+from halfbyte.steps.reconstruct_mlp import ReconstructMlp
 from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
 from halfbyte.steps.rotate import Rotate
@@ -36,6 +37,7 @@ STEPS.register("refit")(Refit)
 STEPS.register("reconstruct")(Reconstruct)
 STEPS.register("fold_batchnorm")(FoldBatchNorm)
 STEPS.register("rotate")(Rotate)
+STEPS.register("reconstruct_mlp")(ReconstructMlp)
 STEPS.register("mixed")(Mixed)
 STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
