@@ -4,13 +4,15 @@
         --runs adalog:4 adalog:4:1 repq:3 ...
 
 A run is RECIPE:BITS[:SEED][+STEP.KEY=VALUE ...], BITS those of weights and activations (4), or of each (4/8). Those
-that the table holds are not repeated. At the end the table is printed.
+that the table holds are not repeated. At the end the table is printed. With --from ARTIFACT the recipes go on from an
+artifact, whose widths BITS repeats; with --keep DIR the run folders stay there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--val", type=Path)
     parser.add_argument("--crop-pct", type=float)
     parser.add_argument("--calib-images", type=int, default=32)
+    parser.add_argument("--budget")
+    parser.add_argument("--from", dest="start", type=Path)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN")
     options = parser.parse_args()
@@ -52,15 +57,18 @@ def main() -> None:
             "bits": [int(weight), int(activation)],
             "seed": int(seed),
             "settings": settings,
+            **({"budget": options.budget} if options.budget else {}),
+            **({"from": options.start.name} if options.start else {}),
         }
         if any(row["run"] == key for row in _rows(options.out)):
             continue
+        widths = {} if options.start else {"w_bits": int(weight), "a_bits": int(activation)}
         with tempfile.TemporaryDirectory() as folder:
             metrics = halfbyte.quantize(
                 model=options.model, weights=options.weights, calib=options.calib, val=options.val,
-                crop_pct=options.crop_pct, calib_images=options.calib_images, recipe=recipe,
-                w_bits=int(weight), a_bits=int(activation), seed=int(seed), settings=tuple(settings),
-                out=Path(folder) / "run",
+                crop_pct=options.crop_pct, calib_images=options.calib_images, recipe=recipe, budget=options.budget,
+                start=options.start, seed=int(seed), settings=tuple(settings),
+                out=(options.keep or Path(folder)) / re.sub(r"[^\w.-]+", "_", run), **widths,
             ).metrics  # fmt: skip
         row = {
             "run": key,
@@ -82,7 +90,9 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         run, got = row["run"], row["quantized"]
-        recipe = " ".join([run["model"], run["recipe"], *run["settings"]])
+        origin = f"{run['from']}, then" if "from" in run else ""
+        budget = f"within {run['budget']}" if "budget" in run else ""
+        recipe = " ".join(filter(None, [run["model"], origin, run["recipe"], budget, *run["settings"]]))
         lines.append(
             f"| {recipe} | {run['bits'][0]}/{run['bits'][1]} | {run['seed']} | {got['top1']:.2f} "
             f"| {row['float']['top1']:.2f} "

@@ -51,7 +51,9 @@ def test_a_limit_takes_images_of_every_class() -> None:
 
 def test_sharded_evaluation_gives_the_metrics_of_one_process(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    halfbyte.quantize(model="fashion_resnet", w_bits=4, a_bits=4, out=run, limit=20, workers=0, calib_images=32)
+    halfbyte.quantize(
+        model="fashion_resnet", recipe="repq", w_bits=4, a_bits=4, out=run, limit=20, workers=0, calib_images=32
+    )
     arguments = ["eval", str(run), "--limit", "203", "--batch-size", "16", "--workers", "0", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     single, sharded = tmp_path / "single.json", tmp_path / "sharded.json"

@@ -39,7 +39,7 @@ def quantize(
     start: Annotated[Path | None, typer.Option("--from", help="Go on from this artifact.")] = None,
     calib: Annotated[Path | None, typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
     val: Images = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name or file; `halfbyte recipes` lists them.")] = "repq",
+    recipe: Annotated[str, typer.Option(help="A recipe's name or file; see `halfbyte recipes`.")] = "halfbyte-fast",
     w_bits: Annotated[int | None, typer.Option(help="Bits of the weights, 2 to 8.")] = None,
     a_bits: Annotated[int | None, typer.Option(help="Bits of the activations, 2 to 8.")] = None,
     budget: Annotated[str | None, typer.Option(help="Widths of each site's own: 4.0bits an average, or 3.2MB.")] = None,

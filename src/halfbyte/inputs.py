@@ -19,7 +19,7 @@ from halfbyte.recipe import Recipe, StepCall, load_recipe
 from halfbyte.steps.catalog import from_scratch, resolve, with_defaults
 from halfbyte.steps.mixed import Mixed
 
-DEFAULT_RECIPE = "repq"
+DEFAULT_RECIPE = "halfbyte-fast"
 DEFAULT_CALIBRATION_IMAGES = 1024
 MAX_SEED = 2**63 - 1
 

@@ -28,7 +28,7 @@ def test_a_model_is_quantized_inspected_and_evaluated(
     metrics = json.loads(facts.read_text())
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert f"{metrics['quantized']['top1']:.2f}" in printed
-    assert "fashion_resnet, repq, W4A4" in printed
+    assert "fashion_resnet, halfbyte-fast, W4A4" in printed
 
     run(monkeypatch, "eval", out, "--limit", "50", "--json", str(facts))
     evaluated = json.loads(facts.read_text())

@@ -39,7 +39,7 @@ class Shift:
 def start(tmp_path_factory) -> Path:
     """A 4-bit artifact whose norms and weights were reparameterized."""
     folder = tmp_path_factory.mktemp("start") / "artifact"
-    api.quantize(model="fashion_vit", calib_images=32, limit=8, workers=0, out=folder, crop_pct=0.95)
+    api.quantize(model="fashion_vit", recipe="repq", calib_images=32, limit=8, workers=0, out=folder, crop_pct=0.95)
     return folder
 
 

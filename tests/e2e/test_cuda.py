@@ -23,7 +23,9 @@ def test_a_device_quantizes_as_well_as_the_processor(recipe: str, model: str, tm
 
 @pytest.mark.parametrize("model", ["fashion_vit", "fashion_swin", "fashion_resnet"])
 def test_a_loaded_artifact_gives_the_processors_logits(model: str, tmp_path: Path) -> None:
-    folder = halfbyte.quantize(model=model, device="cpu", limit=10, calib_images=32, out=tmp_path / "run").folder
+    folder = halfbyte.quantize(
+        model=model, recipe="repq", device="cpu", limit=10, calib_images=32, out=tmp_path / "run"
+    ).folder
     images = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = halfbyte.load(folder)(images)

@@ -169,7 +169,7 @@ class Way:
         settle_batch_norms(original, pixels)
         save_file({key: tensor.contiguous() for key, tensor in original.state_dict().items()}, weights)
         run = halfbyte.quantize(
-            model=name, weights=weights, calib=pictures, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
+            model=name, recipe="repq", weights=weights, calib=pictures, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
             settings=(f"repq.images={IMAGES}",), batch_size=IMAGES, workers=0, device="cpu", out=folder / "run",
         )  # fmt: skip
         return Way(original, pixels, run, halfbyte.load(folder / "run"))

@@ -51,6 +51,13 @@ def test_it_beats_one_width_for_all_at_equal_bytes(model, run):
     assert all(end == {"weight": 8, "activation": 8} for end in ends)
 
 
+def test_what_was_tried_tells_it_too(run):
+    mixed = run("budget: 3.0bits, sensitivity: measured, most: 5", "measured")
+    plain = run("", "plain")
+    assert mixed.metrics["bytes"]["artifact"] <= plain.metrics["bytes"]["artifact"] * 1.002
+    assert mixed.metrics["quantized"]["kl"] < 0.7 * plain.metrics["quantized"]["kl"]
+
+
 def test_the_least_that_is_possible_is_possible(run):
     result = run("budget: 2.0bits, most: 3", "least", limit=4)
     rows, _ = averages(result.metrics)
@@ -113,6 +120,7 @@ def test_names_that_the_recipe_fixes_stay(run):
         ("budget: 0.05MB", "0.05MB is too little"),
         ("budget: 4", "mixed.budget must be of type str, not 4"),
         ("budget: four bits", "budget must be like 4.0bits or 3.2MB"),
+        ("sensitivity: guessed", "sensitivity must be one of curvature, measured"),
         ("least: 1", "least and most must be from 2 to 8"),
         ("least: 5, most: 4", "in this order"),
     ],

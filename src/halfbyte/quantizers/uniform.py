@@ -102,22 +102,28 @@ class UniformQuantizer(Quantizer):
         return self.centre(codes).mul_(self._parameters_set()[0])
 
     def centred(self, x: Tensor) -> Tensor:
-        scale, _ = self._parameters_set()
-        if scale.numel() > 1 or x.device.type != "cpu":
-            return torch.round(x / scale).clamp_(*self._limits())
-        # One pass with a Python number is three times as fast as broadcasting a tensor of one element; only the CPU
-        # divides by it exactly (other devices multiply by its reciprocal).
+        if self._is_wide(x):
+            return torch.round(x / self._parameters_set()[0]).clamp_(*self._limits())
         steps, low, high = self._numbers()
         return x.div(steps).round_().clamp_(low, high)
 
     def inside(self, x: Tensor) -> Tensor:
-        low, high = self._limits()
-        steps = torch.round(x / self._parameters_set()[0])
+        if self._is_wide(x):
+            low, high = self._limits()
+            steps = torch.round(x / self._parameters_set()[0])
+        else:
+            scale, low, high = self._numbers()  # type: ignore[assignment]
+            steps = x.div(scale).round_()
         return (steps >= low) & (steps <= high)
 
     def spec(self) -> dict[str, Any]:
         flags = {"symmetric": self.symmetric, "covers_zero": self.covers_zero, "fractional": self.fractional}
         return {**super().spec(), "axis": self.axis, **{key: True for key, value in flags.items() if value}}
+
+    def _is_wide(self, x: Tensor) -> bool:
+        """Whether the scale has to be a tensor. One pass with a Python number is three times as fast as broadcasting a
+        tensor of one element; only the CPU divides by it exactly (other devices multiply by its reciprocal)."""
+        return self._parameters_set()[0].numel() > 1 or x.device.type != "cpu"
 
     def _numbers(self) -> tuple[float, float, float]:
         scale, zero_point = self._parameters_set()

@@ -19,7 +19,7 @@ from halfbyte.prepare import set_default_quantizers, site_module
 from halfbyte.quantizers.base import MAX_BITS, MIN_BITS
 from halfbyte.recipe import Bits
 from halfbyte.session import Session
-from halfbyte.steps.sensitivity import curvature
+from halfbyte.steps.sensitivity import SENSITIVITIES
 
 BUDGET = re.compile(r"(\d+(?:\.\d+)?) ?(bits|MB)")
 # What a file says of a tensor besides its numbers, at most; and a row's scale and zero point.
@@ -31,13 +31,15 @@ class Mixed:
     """Give every site whose widths neither its role nor its name fixes widths of its own, before any calibration.
 
     budget: `4.0bits`: so many an average weight, and an average multiply-accumulate's activation; or `3.2MB`: of the
-    artifact, activations as planned. images, labels: of the float model's own predictions, from which the sensitivity
-    comes. least, most: the widths to choose from.
+    artifact, activations as planned. sensitivity: by `curvature`, to second order, or `measured`, one forward pass for
+    each width of each operand. images, labels: of the float model's own predictions, from which it comes. least, most:
+    the widths to choose from.
     """
 
     prepares: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
     budget: str = "4.0bits"
+    sensitivity: str = "curvature"
     images: int = 64
     labels: int = 2
     least: int = MIN_BITS
@@ -46,6 +48,8 @@ class Mixed:
     def __post_init__(self) -> None:
         if BUDGET.fullmatch(self.budget) is None:
             raise ValueError("budget must be like 4.0bits or 3.2MB")
+        if self.sensitivity not in SENSITIVITIES:
+            raise ValueError(f"sensitivity must be one of {', '.join(SENSITIVITIES)}")
         if not MIN_BITS <= self.least <= self.most <= MAX_BITS:
             raise ValueError(f"least and most must be from {MIN_BITS} to {MAX_BITS}, in this order")
         if self.images < 1 or self.labels < 1:
@@ -58,7 +62,7 @@ class Mixed:
         """
         sites = self.check(session)
         widths = list(range(self.least, self.most + 1))
-        costs = curvature(session, sites, widths, self.images, self.labels)
+        costs = SENSITIVITIES[self.sensitivity](session, sites, widths, self.images, self.labels)
         weighted = [site for site in sites if "weight" in site.operands]
         amount, unit = _parsed(self.budget)
         # Sums beyond 2^24 are exact in float64 alone.
