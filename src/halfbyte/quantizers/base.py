@@ -88,9 +88,10 @@ class Quantizer(nn.Module, ABC):
             raise HalfbyteError("a quantizer was used before it was calibrated; begin with a calibration step")
         return parameter
 
-    def inside(self, x: Tensor) -> Tensor:
-        """Boolean: where the straight-through gradient passes (nowhere is a value clipped)."""
-        return torch.ones_like(x, dtype=torch.bool)
+    def inside(self, x: Tensor) -> Tensor | None:
+        """1 where the straight-through gradient passes, 0 where a value is clipped, in the dtype of `x`; None: it passes
+        everywhere."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         seen = x.detach()
@@ -117,11 +118,11 @@ class StraightThrough(torch.autograd.Function):
     """Gives the quantized value and, backwards, the gradient where nothing was clipped (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
         ctx.save_for_backward(inside)
         return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
+        return gradients[0] if inside is None else gradients[0] * inside, None, None

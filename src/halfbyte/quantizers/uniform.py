@@ -114,7 +114,7 @@ class UniformQuantizer(Quantizer):
         else:
             scale, low, high = self._numbers()  # type: ignore[assignment]
             steps = x.div(scale).round_()
-        return (steps >= low) & (steps <= high)
+        return ((steps >= low) & (steps <= high)).to(x.dtype)
 
     def spec(self) -> dict[str, Any]:
         flags = {"symmetric": self.symmetric, "covers_zero": self.covers_zero, "fractional": self.fractional}

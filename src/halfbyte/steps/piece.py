@@ -16,6 +16,7 @@ from halfbyte.prepare import model_state
 from halfbyte.session import Session
 from halfbyte.steps.suffix import Suffix
 from halfbyte.train.block_losses import LOSSES, BlockLoss, Extra
+from halfbyte.train.soft_quantization import kept
 
 if TYPE_CHECKING:
     from halfbyte.steps.reconstruct import Reconstruct
@@ -69,8 +70,7 @@ class PieceData:
         exact = _gather(self.exact, rows)
         if self.step.inputs == "float":
             return exact
-        dropped = torch.rand(exact.shape, generator=self.session.generator).to(exact.device) < self.step.drop
-        return torch.where(dropped, exact, _gather(self.inputs, rows))
+        return torch.lerp(exact, _gather(self.inputs, rows), kept(exact, self.step.drop, self.session.generator))
 
     def loss(self, output: Tensor, rows: list[Row]) -> Tensor:
         """Of what the piece gives for these images."""

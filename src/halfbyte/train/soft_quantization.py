@@ -19,12 +19,20 @@ WITHIN = 0.499
 LEAST_SCALE = 1e-8
 
 
+def kept(x: Tensor, drop: float, generator: torch.Generator) -> Tensor:
+    """1 for the elements of `x` that stay in, 0 for the share `drop` (in 256ths) of them, drawn anew: in its shape and
+    dtype, for `torch.lerp`, which takes one of two values as it is and is several times as fast as `torch.where`."""
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int32).random_(-(2**31), 2**31 - 1, generator=generator)
+    drawn = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.device)
+    return (drawn >= round(256 * drop)).to(x.dtype)
+
+
 class LearnedScale(torch.autograd.Function):
     """Gives a quantized value; backwards the straight-through gradient, and for the scale s, with Q(x) = s q(x / s),
     that of q(x / s) - x / s inside the range and q(x / s) outside (LSQ, Esser et al., ICLR 2020, eq. 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, quantized: Tensor, inside: Tensor, offset: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, quantized: Tensor, inside: Tensor | None, offset: float) -> Tensor:
         ctx.save_for_backward(x, scale, quantized, inside)
         ctx.offset = offset
         return quantized
@@ -35,9 +43,13 @@ class LearnedScale(torch.autograd.Function):
         (gradient,) = gradients
         by_scale = None
         if ctx.needs_input_grad[1]:
-            residue = (quantized - ctx.offset) - (x - ctx.offset) * inside
-            by_scale = (gradient * residue).sum_to_size(scale.shape) / scale
-        return gradient * inside if ctx.needs_input_grad[0] else None, by_scale, None, None, None
+            if inside is None:
+                residue = quantized - x
+            else:
+                residue = (quantized - ctx.offset).sub_((x - ctx.offset).mul_(inside))
+            by_scale = residue.mul_(gradient).sum_to_size(scale.shape) / scale
+        by_x = gradient if inside is None else gradient * inside
+        return by_x if ctx.needs_input_grad[0] else None, by_scale, None, None, None
 
 
 def with_learned_scale(quantizer: Quantizer, x: Tensor, scale: Tensor) -> Tensor:
@@ -150,8 +162,7 @@ class SoftQuantization:
         quantized: Tensor = quantizer(x) if scale is None else with_learned_scale(quantizer, x, scale)
         if not self.drop:
             return quantized
-        dropped = torch.rand(x.shape, generator=self.generator).to(x.device) < self.drop
-        return torch.where(dropped, x, quantized)
+        return torch.lerp(x, quantized, kept(x, self.drop, self.generator))
 
     def undecided(self, power: float) -> Tensor | float:
         """AdaRound's second loss: the sum over all weights."""
