@@ -9,13 +9,13 @@ import pytest
 
 import halfbyte
 
-FEW = ("adalog.images=8", "adalog.candidates=32", "refit.images=64", "qwt.images=64")
+FEW = ("adalog.images=4", "adalog.candidates=64", "refit.images=64", "qwt.images=64")
 SHORT = ("reconstruct.images=64", "reconstruct.iterations=20")
 
 
 def quantized(model: str, recipe: str, bits: int, out: Path, *settings: str) -> dict[str, Any]:
     result = halfbyte.quantize(
-        model=model, recipe=recipe, w_bits=bits, a_bits=bits, settings=settings, calib_images=64, limit=1000,
+        model=model, recipe=recipe, w_bits=bits, a_bits=bits, settings=settings, calib_images=64, limit=500,
         workers=0, out=out,
     )  # fmt: skip
     return result.metrics

@@ -89,8 +89,8 @@ class Quantizer(nn.Module, ABC):
         return parameter
 
     def inside(self, x: Tensor) -> Tensor | None:
-        """1 where the straight-through gradient passes, 0 where a value is clipped, in the dtype of `x`; None: it passes
-        everywhere."""
+        """1 where the straight-through gradient passes, 0 where a value is clipped, in the dtype of `x`; None: it
+        passes everywhere."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

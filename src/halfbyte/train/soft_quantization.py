@@ -43,10 +43,8 @@ class LearnedScale(torch.autograd.Function):
         (gradient,) = gradients
         by_scale = None
         if ctx.needs_input_grad[1]:
-            if inside is None:
-                residue = quantized - x
-            else:
-                residue = (quantized - ctx.offset).sub_((x - ctx.offset).mul_(inside))
+            passed = x if inside is None else (x - ctx.offset).mul_(inside).add_(ctx.offset)
+            residue = quantized - passed
             by_scale = residue.mul_(gradient).sum_to_size(scale.shape) / scale
         by_x = gradient if inside is None else gradient * inside
         return by_x if ctx.needs_input_grad[0] else None, by_scale, None, None, None
