@@ -60,6 +60,8 @@ EXPECTED: dict[str, Expected] = {
     "vit_medium_patch16_rope_reg1_gap_256": Expected(),
     # Convolutions, with and without squeeze-and-excite, padded like TensorFlow, weight-standardized, or with attention.
     "cifar_resnet20": Expected(),
+    # Blocks that run twice, attention inside slices of the tokens.
+    "sret_t": Expected(),
     "mobilenetv2_100": CHAIN,
     "mobilenetv3_large_100": CHAIN,
     "tf_efficientnet_lite0": CHAIN,

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 # Importing the families enters their handlers.
-from halfbyte.families import positions, resnet, swin, vit  # noqa: F401
+from halfbyte.families import positions, resnet, sret, swin, vit  # noqa: F401
 from halfbyte.families.arithmetic import is_convolution, is_linear
 from halfbyte.families.generic import block_of, role_of
 from halfbyte.families.layout import Layout, Site

@@ -14,6 +14,7 @@ from halfbyte.layers.activation import exact_sigmoid, exact_softmax
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.matmul import QuantMatMul
 from halfbyte.layers.site import Stateful
+from halfbyte.layers.slicing import join_tokens, slice_tokens, slicing
 
 
 class AttentionAdapter(Stateful):
@@ -162,6 +163,19 @@ class SwinAttention(AttentionAdapter):
             windows = mask.shape[0]
             bias = (bias + mask[:, None]).repeat(x.shape[0] // windows, 1, 1, 1)
         return cast(Tensor, self.proj(self.attend(q * self.scale, k, v, bias, None)))
+
+
+class SlicedAttentionAdapter(AttentionAdapter):
+    """SReT's attention inside groups of tokens, of which a block's two runs have different numbers."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__(attention)
+        self.groups = cast(Any, attention).groups
+
+    def forward(self, x: Tensor, repetition: int) -> Tensor:
+        groups, order = slicing(self, x, repetition)
+        mixed = self.attend(*self.packed_qkv(slice_tokens(x, groups, order)), None, self.scale)
+        return cast(Tensor, self.proj(join_tokens(mixed, groups, order)))
 
 
 def relative_position_bias(table: Any, index: Any) -> Tensor:

@@ -13,8 +13,9 @@ from torch import nn
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.models.builtin import BUILTIN_MODELS, DEFAULT_MODEL, create_builtin
 from halfbyte.models.cifar_resnet import CIFAR_MODELS, create_cifar_resnet
-from halfbyte.models.names import ModelName, import_timm, resolve
+from halfbyte.models.names import OTHER_MODELS, ModelName, import_timm, resolve
 from halfbyte.models.pretrained import fetch_weights
+from halfbyte.models.sret import SRET_MODELS, create_sret
 from halfbyte.models.weights import load_state, read_state, sha256_file
 
 EMBEDDED = "embedded"
@@ -78,7 +79,7 @@ def load_model(
         with _embedded_weights(resolved.architecture) as path:
             model, digest = _with_weights(resolved, path)
         origin = EMBEDDED
-    elif weights is None and resolved.architecture in CIFAR_MODELS:
+    elif weights is None and resolved.architecture in OTHER_MODELS:
         raise HalfbyteError(f"{asked} comes without weights; give --weights FILE (.safetensors or .pth)")
     else:
         path = fetch_weights(resolved) if weights is None else Path(weights)
@@ -98,9 +99,11 @@ def create_architecture(architecture: str, tag: str | None = None, **model_args:
         return _built(architecture, lambda: create_builtin(architecture, **model_args))
     if architecture in CIFAR_MODELS:
         return _built(architecture, lambda: create_cifar_resnet(architecture, **model_args))
+    if architecture in SRET_MODELS:
+        return _built(architecture, lambda: create_sret(architecture, **model_args))
     timm = import_timm()
     if not timm.is_model(architecture):
-        known = (*BUILTIN_MODELS, *CIFAR_MODELS, *timm.list_models())
+        known = (*BUILTIN_MODELS, *OTHER_MODELS, *timm.list_models())
         raise HalfbyteError(f"unknown architecture {architecture!r}{did_you_mean(architecture, known)}")
     name = resolve(f"{architecture}.{tag}") if tag else ModelName(architecture)
     config = timm.get_pretrained_cfg(name.full)

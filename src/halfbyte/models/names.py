@@ -8,6 +8,10 @@ from typing import Any
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.models.builtin import BUILTIN_MODELS
 from halfbyte.models.cifar_resnet import CIFAR_MODELS
+from halfbyte.models.sret import SRET_MODELS
+
+# Our own implementations, which come without weights.
+OTHER_MODELS = (*CIFAR_MODELS, *SRET_MODELS)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def known_names() -> set[str]:
     return {
         *PAPER_MODELS,
         *BUILTIN_MODELS,
-        *CIFAR_MODELS,
+        *OTHER_MODELS,
         *timm.list_models(),
         *timm.list_models(include_tags=True),
     }
@@ -99,7 +103,7 @@ def resolve(name: str) -> ModelName:
     A short name of the papers wins over timm's model of that name; a timm name without a tag gets timm's default
     tag. Raises `HalfbyteError` with the nearest names for an unknown model or tag.
     """
-    if name in BUILTIN_MODELS or name in CIFAR_MODELS:
+    if name in BUILTIN_MODELS or name in OTHER_MODELS:
         return ModelName(name)
     if name in PAPER_MODELS:
         paper = PAPER_MODELS[name]

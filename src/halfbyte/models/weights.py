@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.models.sret import SReT, from_published
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
 WRAPPERS = ("model", "state_dict")
@@ -166,9 +167,11 @@ def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> _Misfit:
 
 
 def _converted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The state as timm's own loader converts it for this architecture; None where it cannot."""
+    """The state as timm's own loader, or ours for a model that timm lacks, converts it; None where it cannot."""
     import timm
 
+    if isinstance(model, SReT):
+        return from_published(dict(state))
     if not timm.is_model(architecture_of(model)):
         return None
     config: Any = model.pretrained_cfg
