@@ -11,6 +11,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.kinds import KINDS, build_quantizer
 from halfbyte.quantizers.log import AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.lsq import LsqQuantizer, least_squares_step
 from halfbyte.quantizers.packing import pack, packed_size, unpack
 from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
@@ -24,6 +25,8 @@ def fitted(kind: str, bits: int, low: float, high: float, **options: object) -> 
         quantizer.set_range(torch.tensor(low), torch.tensor(high))
     elif isinstance(quantizer, TwinUniformQuantizer):
         quantizer.set_scales(torch.tensor(abs(high) / 64 + 1e-3), torch.tensor(abs(high) / 4 + 16e-3))
+    elif isinstance(quantizer, LsqQuantizer):
+        quantizer.set_step(torch.tensor((high - low) / quantizer.levels + 1e-3))
     else:
         quantizer.set_scale(torch.tensor(abs(high) + 1e-3))
     return quantizer
@@ -219,3 +222,35 @@ def test_a_twin_quantizer_has_a_fine_and_a_coarse_step(signed: bool) -> None:
     assert quantizer.exact_integers
     quantizer.set_scales(torch.tensor(0.01), torch.tensor(0.155))
     assert not quantizer.exact_integers
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(("signed", "axis"), [(True, None), (False, None), (True, 0)])
+def test_learned_steps_with_and_without_an_offset(bits: int, signed: bool, axis: int | None) -> None:
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(bits))
+    step = least_squares_step(x, bits, signed, axis)
+    assert step.shape == (() if axis is None else (6, 1))
+    plain = LsqQuantizer(bits, axis, signed=signed)
+    plain.set_step(step)
+    codes = plain.quantize(x)
+    assert int(codes.max()) < 2**bits
+    assert torch.equal(plain(x), plain.dequantize(codes))
+    # The step fits its own levels.
+    levels = plain.centred(x)
+    others = (0, 1) if axis is None else (1,)
+    again = (x * levels).sum(others, keepdim=True) / levels.square().sum(others, keepdim=True)
+    torch.testing.assert_close(again.view_as(step), step, rtol=2e-4, atol=0)
+    shifted = build_quantizer({"kind": "lsq", "bits": bits, "axis": None, "signed": signed, "with_offset": True})
+    assert isinstance(shifted, LsqQuantizer)
+    shifted.set_step(torch.tensor(0.1), torch.tensor(-0.17))
+    assert torch.equal(shifted(x), shifted.dequantize(shifted.quantize(x)))
+    assert torch.equal(shifted(x), shifted.centred(x) * shifted.factor + shifted.offset)
+    assert shifted.offset == pytest.approx(-0.17)
+
+
+def test_steps_of_zeros_and_wrong_steps() -> None:
+    assert float(least_squares_step(torch.zeros(4), 4)) == 1
+    quantizer = LsqQuantizer(4, with_offset=True)
+    for step, beta in ((0.0, 0.0), (float("nan"), 0.0), (0.1, float("inf"))):
+        with pytest.raises(ValueError, match=r"must be (positive and )?finite"):
+            quantizer.set_step(torch.tensor(step), torch.tensor(beta))
