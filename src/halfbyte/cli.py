@@ -106,6 +106,34 @@ def evaluate(
 
 
 @app.command()
+def labels(
+    teacher: Annotated[str, typer.Option(help="The model that labels: as for quantize.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder of the labels.", show_default=False)],
+    weights: Weights = None,
+    data: Annotated[Path | None, typer.Option(help="Images to label: one folder a class, or .npz.")] = None,
+    crops: Annotated[int, typer.Option(help="Random crops of each image.")] = 16,
+    top: Annotated[int, typer.Option(help="Classes that are kept, the most probable ones.")] = 5,
+    temperature: Annotated[float, typer.Option(help="Of the teacher's softmax.")] = 1.0,
+    least_area: Annotated[float, typer.Option(help="Of a crop, as a share of its image's.")] = 0.08,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = 0,
+    device: Device = "auto",
+    workers: Workers = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue labels that were not finished.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Label random crops of images by a teacher, for training; readable by any later version."""
+    from halfbyte.labels import LabelOptions, make_labels
+
+    _writable(json_file)
+    facts = make_labels(
+        LabelOptions(teacher, out, weights, data, crops, top, temperature, least_area, seed, device, workers, resume)
+    )
+    size = f"{facts['bytes_per_image']:.0f} bytes an image"
+    print(f"{facts['images']} images, {facts['crops']} crops each, the {facts['top']} best classes: {size}, in {out}")
+    _write_json(json_file, facts)
+
+
+@app.command()
 def inspect(target: Target, weights: Weights = None, json_file: Json = None) -> None:
     """List the sites of an artifact or of a model, and the arithmetic that is left in float."""
     from halfbyte import api

@@ -148,7 +148,7 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
     if loaded.source.note:
         progress.say(f"{loaded.source.architecture}.{loaded.source.tag}: {loaded.source.note}")
     source, config = loaded.source.as_dict(), loaded.data_config
-    calib: Path | str | None = options.calib or _embedded(source, "embedded:calibration")
+    calib: Path | str | None = options.calib or embedded_images(source, "embedded:calibration")
     if calib is None:
         raise HalfbyteError(f"{loaded.source.architecture} comes without images; give --calib DIR")
     pool = open_images(calib, config, num_classes=None, progress=progress, workers=options.workers)
@@ -193,7 +193,8 @@ def _with_images(recipe: Recipe, count: int, progress: Progress) -> Recipe:
     return with_defaults(replace(recipe, steps=tuple(calls)))
 
 
-def _embedded(source: dict[str, Any], which: str) -> str | None:
+def embedded_images(source: dict[str, Any], which: str) -> str | None:
+    """The embedded images `which`, where the model is an embedded one."""
     return which if source["architecture"] in BUILTIN_MODELS else None
 
 
@@ -206,7 +207,7 @@ def validation_images(
     workers: int,
     progress: Progress,
 ) -> ImageSet | None:
-    where: Path | str | None = val or _embedded(source, "embedded:test")
+    where: Path | str | None = val or embedded_images(source, "embedded:test")
     if where is None:
         return None
     classes = int(model.num_classes)  # type: ignore[arg-type]

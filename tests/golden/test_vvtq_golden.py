@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfbyte.data.published_labels import PublishedLabels
 from halfbyte.quantizers.lsq import (
     LearnedStep,
     LsqQuantizer,
@@ -21,6 +22,7 @@ from halfbyte.quantizers.lsq import (
     weight_multiplier,
 )
 from halfbyte.train.bin_regularizer import bin_spread, strength
+from halfbyte.train.losses import soft_cross_entropy
 from halfbyte.train.oscillation import OscillationTracker
 
 GOLDEN = json.loads((Path(__file__).parent / "vvtq.json").read_text())
@@ -111,6 +113,28 @@ def test_the_regularizer_with_exact_bins(case):
 def test_the_regularizer_grows_as_published():
     for epoch, expected in GOLDEN["vvtq_binreg_lambda"].items():
         assert math.isclose(strength(float(epoch) / 150), expected, abs_tol=1e-9)
+
+
+def test_soft_labels_and_their_loss(tmp_path):
+    case = GOLDEN["vvtq_softlabel"]
+    rows = torch.tensor(case["label"])
+    for tail, key in (("smoothing", "marginal_smoothing_k5"), ("renorm", "marginal_renorm")):
+        ids, probabilities = PublishedLabels(tmp_path, tmp_path, case["n_classes"], tail)._decoded(rows)
+        close(_dense(ids, probabilities, case["n_classes"]), case[key])
+    ids, probabilities = PublishedLabels(tmp_path, tmp_path, case["n_classes"])._decoded(
+        torch.tensor(case["smoothing_in"])
+    )
+    close(_dense(ids, probabilities, case["n_classes"]), case["smoothing"])
+    logits = leaf(case["logits"])
+    loss = soft_cross_entropy(logits, rows[:, 0].long(), rows[:, 1])
+    loss.backward()
+    close(loss, case["soft_ce"])
+    close(logits.grad, case["grad_logits"])
+
+
+def _dense(ids: Tensor, probabilities: Tensor, classes: int) -> Tensor:
+    rest = (1 - probabilities.sum(1, keepdim=True)) / max(classes - ids.shape[1], 1)
+    return rest.repeat(1, classes).scatter(1, ids, probabilities)
 
 
 def test_oscillations_are_counted_and_frozen():

@@ -65,8 +65,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = self._source.image(self._indices[index], self._channels)
-        return self._transform(picture), self.labels[index]
+        return self._transform(self.picture(index)), self.labels[index]
+
+    def picture(self, index: int) -> Image.Image:
+        """An image before it is prepared, greyscale or RGB as the model takes them."""
+        return self._source.image(self._indices[index], self._channels)
 
     @property
     def names(self) -> list[str]:

@@ -17,6 +17,19 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.kl_div(predicted, target, reduction="batchmean") * temperature**2
 
 
+def soft_cross_entropy(student: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
+    """Mean over the rows of -sum_c P_c log softmax(student)_c, for logits `[B, classes]`, without a dense P.
+
+    P has `probabilities` `[B, K]` at the classes `ids` `[B, K]`, and what these lack of 1 spread evenly over all others
+    (FKD's marginal smoothing); probabilities of more than 1 in all leave nothing for the others.
+    """
+    predicted = student.float().log_softmax(-1)
+    named = predicted.gather(1, ids)
+    others = max(student.shape[1] - ids.shape[1], 1)
+    tail = (1 - probabilities.sum(1)).clamp(min=0) / others if student.shape[1] > ids.shape[1] else 0.0
+    return -((probabilities * named).sum(1) + tail * (predicted.sum(1) - named.sum(1))).mean()
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """ce: of the cross entropy. kd: of the distillation at `temperature`. feature: of the sum, over the blocks, of the
