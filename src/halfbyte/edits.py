@@ -14,9 +14,11 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout, Site
 from halfbyte.layers.activation import ExactGELU
 from halfbyte.layers.adapters import adapter
+from halfbyte.layers.attention import AttentionAdapter
 from halfbyte.layers.branch import Branch, Side
 from halfbyte.layers.compensation import Shape, compensation
 from halfbyte.layers.conv import QuantConv2d
+from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.norm import ExactBatchNorm, ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.prepare import replace_module, site_module
@@ -133,6 +135,21 @@ def replace_gelu(model: nn.Module, layout: Layout, activation: str) -> Layout:
         raise HalfbyteError(f"{activation} is not a GELU")
     replace_module(model, activation, nn.ReLU())
     return layout
+
+
+@EDITS.register("split_qkv")
+def split_qkv(model: nn.Module, layout: Layout, attention: str) -> Layout:
+    """Make the packed projection of an attention three sites, each with the rows, the quantizers and the codes that it
+    had as a part: the function stays what it was, in every state."""
+    module = model.get_submodule(attention)
+    if not isinstance(module, AttentionAdapter) or not isinstance(getattr(module, "qkv", None), QuantLinear):
+        raise HalfbyteError(f"{attention} has no packed projection of q, k and v")
+    parts = cast(QuantLinear, module.qkv).split(3)
+    module.qkv = cast(nn.Module, None)
+    names = ("q_proj", "k_proj", "v_proj")
+    for name, part in zip(names, parts, strict=True):
+        module.add_module(name, part)
+    return layout.with_parts(f"{attention}.qkv", (f"{attention}.{name}" for name in names))
 
 
 @EDITS.register("track_scale")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -72,6 +72,13 @@ class Layout:
     def with_sites(self, added: Iterable[Site]) -> Layout:
         """The layout with further sites behind the others of the blocks that they name."""
         return Layout.of([*self.sites, *added], self.adapters, {block.name: block.end for block in self.blocks})
+
+    def with_parts(self, name: str, parts: Iterable[str]) -> Layout:
+        """The layout with a site replaced by equal parts of it, which have the same norm, nonlinearity and block."""
+        whole, names = self.site(name), list(parts)
+        made = [replace(whole, name=part, macs=whole.macs // len(names)) for part in names]
+        sites = [new for site in self.sites for new in (made if site is whole else [site])]
+        return Layout.of(sites, self.adapters, {block.name: block.end for block in self.blocks})
 
     @staticmethod
     def of(sites: list[Site], adapters: dict[str, Adapter], ends: Mapping[str, str | None] | None = None) -> Layout:

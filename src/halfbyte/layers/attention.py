@@ -31,6 +31,8 @@ class AttentionAdapter(Stateful):
     proj: nn.Module
     # Whether q and k may be turned by their position (rotary embedding) before their product.
     turns_with_position: ClassVar[bool] = False
+    # How many heads of q share one of k and v.
+    kv_groups: int = 1
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -58,8 +60,15 @@ class AttentionAdapter(Stateful):
         mixed = self.pv(exact_softmax(scores, self.state), v)
         return cast(Tensor, mixed.transpose(1, 2).flatten(2))
 
-    def packed_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v `[B, h, N, d]` from the one projection `qkv`."""
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v `[B, h, N, d]`, from the one projection `qkv` or from three; k and v may have fewer heads."""
+        if getattr(self, "qkv", None) is None:
+            fewer = self.num_heads // self.kv_groups
+            return (
+                heads_of(self.q_proj(x), self.num_heads),
+                heads_of(self.k_proj(x), fewer),
+                heads_of(self.v_proj(x), fewer),
+            )
         packed = self.qkv(x)
         q, k, v = packed.reshape(*packed.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
@@ -97,7 +106,7 @@ class ViTAttention(AttentionAdapter):
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         gate = exact_sigmoid(self.gate(x), self.state) if getattr(self, "gate", None) is not None else None
-        q, k, v = self._projected(x)
+        q, k, v = self.projected(x)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self._rotated(q, rope), self._rotated(k, rope)
@@ -107,16 +116,6 @@ class ViTAttention(AttentionAdapter):
         if gate is not None:
             mixed = mixed * gate
         return cast(Tensor, self.proj(mixed))
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if getattr(self, "qkv", None) is not None:
-            return self.packed_qkv(x)
-        fewer = self.num_heads // self.kv_groups
-        return (
-            heads_of(self.q_proj(x), self.num_heads),
-            heads_of(self.k_proj(x), fewer),
-            heads_of(self.v_proj(x), fewer),
-        )
 
     def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
         from timm.layers.pos_embed_sincos import apply_rot_embed_cat
@@ -150,14 +149,14 @@ class BeitAttention(AttentionAdapter):
         if getattr(self, "relative_position_bias_table", None) is not None:
             own = relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
             bias = own if bias is None else own + bias
-        return cast(Tensor, self.proj(self.attend(*self.packed_qkv(x), bias, self.scale)))
+        return cast(Tensor, self.proj(self.attend(*self.projected(x), bias, self.scale)))
 
 
 class SwinAttention(AttentionAdapter):
     """timm's WindowAttention: q is scaled before the product; relative position bias, mask of shifted windows."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.packed_qkv(x)
+        q, k, v = self.projected(x)
         bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
         if mask is not None:
             windows = mask.shape[0]
@@ -174,7 +173,7 @@ class SlicedAttentionAdapter(AttentionAdapter):
 
     def forward(self, x: Tensor, repetition: int) -> Tensor:
         groups, order = slicing(self, x, repetition)
-        mixed = self.attend(*self.packed_qkv(slice_tokens(x, groups, order)), None, self.scale)
+        mixed = self.attend(*self.projected(slice_tokens(x, groups, order)), None, self.scale)
         return cast(Tensor, self.proj(join_tokens(mixed, groups, order)))
 
 
