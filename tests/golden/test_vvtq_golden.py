@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from halfbyte.data.published_labels import PublishedLabels
+from halfbyte.edits import Edit
+from halfbyte.families.describe import describe
+from halfbyte.prepare import model_state, prepare
 from halfbyte.quantizers.lsq import (
     LearnedStep,
     LsqQuantizer,
@@ -21,7 +26,9 @@ from halfbyte.quantizers.lsq import (
     published_step,
     weight_multiplier,
 )
+from halfbyte.recipe import BitPlan
 from halfbyte.train.bin_regularizer import bin_spread, strength
+from halfbyte.train.learned_quantization import LearnedQuantization
 from halfbyte.train.losses import soft_cross_entropy
 from halfbyte.train.oscillation import OscillationTracker
 
@@ -108,6 +115,70 @@ def test_the_regularizer_with_exact_bins(case):
     close(weight.grad[in_found], torch.tensor(case["grad_w"])[in_found], atol=1e-6)
     if all(found.values()):
         close(step.grad, case["grad_alpha"], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["vvtq_block_b2", "vvtq_block_b4"])
+def test_a_whole_block(key):
+    case, bits = GOLDEN[key], int(key[-1])
+    model = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=case["dim"], depth=1, num_heads=case["heads"], num_classes=2
+    )  # fmt: skip
+    model.pretrained_cfg = {"input_size": (3, 8, 8), "first_conv": "patch_embed.proj", "classifier": "head"}
+    layout = prepare(model.eval(), describe(model), BitPlan())
+    layout = Edit("split_qkv", {"attention": "blocks.0.attn"}).apply(model, layout)
+    block = model.blocks[0]
+    state = {name.replace("attn.proj_", "attn."): torch.tensor(values) for name, values in case["params"].items()}
+    state = {re.sub(r"attn\.([qkv])\.", r"attn.\1_proj.", name): tensor for name, tensor in state.items()}
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            parameter.copy_(state[name])
+    sites = {site.name: block.get_submodule(site.name.removeprefix("blocks.0.")) for site in layout.sites
+             if site.block == "blocks.0"}  # fmt: skip
+    names = {}
+    for name, site in sites.items():
+        for operand in site.operands:
+            step = names[name, operand] = _published_name(name.removeprefix("blocks.0."), operand)
+            quantizer = LsqQuantizer(
+                bits, signed=step not in ("attn.quant_attn", "mlp.quant2"), with_offset=step == "mlp.quant2"
+            )
+            quantizer.set_step(torch.tensor(case["scales"][f"{step}.alpha"]))
+            site.set_quantizer(operand, quantizer)
+    learned = LearnedQuantization(sites, "vvtq")
+    x = torch.tensor(case["x"])
+    with model_state(block, "observe", learned):
+        y = block(x)
+    loss = y.square().mean()
+    loss.backward()
+    close(y, case["y"])
+    close(loss, case["loss"])
+    for (name, operand), step in names.items():
+        # The published code has one quantizer for the input of the three projections.
+        if step == "attn.quant_input":
+            continue
+        close(learned.step_of(name, operand).grad, case["grad_scales"][f"{step}.alpha"])
+    shared = sum(learned.step_of(name, "input").grad for name in sites if name.endswith(("q_proj", "k_proj", "v_proj")))
+    close(shared, case["grad_scales"]["attn.quant_input.alpha"])
+    close(learned.offset_of("blocks.0.mlp.fc2", "input").grad, case["grad_scales"]["mlp.quant2.beta"])
+    close(block.norm1.weight.grad, case["grads"]["norm1.weight"])
+    close(block.attn.q_proj.weight.grad, case["grads"]["attn.proj_q.weight"])
+    close(block.mlp.fc2.weight.grad, case["grads"]["mlp.fc2.weight"])
+    # What is deployed gives the same as what was trained.
+    learned.settle()
+    with torch.no_grad(), model_state(block, "quantized"):
+        close(block(x), case["y"])
+
+
+def _published_name(site: str, operand: str) -> str:
+    """The reference's name of the quantizer of a site's operand."""
+    if operand == "weight":
+        return re.sub(r"([qkv])_proj$", r"proj_\1", site)
+    return {
+        "attn.qk": {"left": "attn.quant_q", "right": "attn.quant_k"},
+        "attn.pv": {"left": "attn.quant_attn", "right": "attn.quant_v"},
+        "attn.proj": {"input": "attn.quant_output"},
+        "mlp.fc1": {"input": "mlp.quant1"},
+        "mlp.fc2": {"input": "mlp.quant2"},
+    }.get(site, {"input": "attn.quant_input"})[operand]
 
 
 def test_the_regularizer_grows_as_published():

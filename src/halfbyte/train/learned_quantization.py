@@ -1,0 +1,103 @@
+"""A quantized model's steps as parameters, learned together with its weights (LSQ; VVTQ's rules)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.layers.site import SiteModule, WeightedSite
+from halfbyte.quantizers.base import Quantizer
+from halfbyte.quantizers.lsq import (
+    LEAST_STEP,
+    LearnedStep,
+    LsqQuantizer,
+    activation_multiplier,
+    lsq_multiplier,
+    weight_multiplier,
+)
+from halfbyte.train.soft_quantization import with_learned_scale
+
+# How far the gradient of a step is turned down: LSQ's rule, VVTQ's (by the weight's magnitude), or not at all.
+RULES = ("lsq", "vvtq", "none")
+
+
+class LearnedQuantization:
+    """An observer for a whole model: what it is given it hands back quantized, with gradients for steps and offsets.
+
+    Every kind of quantizer can be learned; those of `quantizers.lsq` also learn their offset. `batch_size`: the number
+    of images by which VVTQ's and LSQ's rules count an activation's elements, whatever the size of the batches that go
+    through at once (0: that one). Quantizers work in float32 under autocast too.
+    """
+
+    def __init__(self, sites: Mapping[str, SiteModule], rule: str, batch_size: int = 0) -> None:
+        self.rule, self.batch_size = rule, batch_size
+        # Of the batch that goes through now.
+        self.images = 0
+        self.steps: list[nn.Parameter] = []
+        self.offsets: list[nn.Parameter] = []
+        self._of: dict[tuple[SiteModule, str], tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self._sites = dict(sites)
+        for site in sites.values():
+            for operand in site.operands:
+                quantizer = site.quantizer(operand)
+                step = nn.Parameter(quantizer.calibrated(quantizer.scale).detach().clone())
+                beta = None
+                if isinstance(quantizer, LsqQuantizer) and quantizer.with_offset:
+                    beta = nn.Parameter(quantizer.calibrated(quantizer.beta).detach().clone())
+                    self.offsets.append(beta)
+                self.steps.append(step)
+                self._of[site, operand] = (step, beta)
+
+    def step_of(self, name: str, operand: str) -> nn.Parameter:
+        """The learned step of a site's operand."""
+        return self._of[self._sites[name], operand][0]
+
+    def offset_of(self, name: str, operand: str) -> nn.Parameter | None:
+        """The learned offset of a site's operand, where it has one."""
+        return self._of[self._sites[name], operand][1]
+
+    def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
+        quantizer = module.quantizer(operand)
+        step, beta = self._of[module, operand]
+        x = x.float()
+        multiplier = self._multiplier(quantizer, operand, x)
+        if isinstance(quantizer, LsqQuantizer):
+            return cast(Tensor, LearnedStep.apply(x, step, beta, multiplier, quantizer.low, quantizer.high))
+        return with_learned_scale(quantizer, x, scaled_gradient(step, multiplier))
+
+    def _multiplier(self, quantizer: Quantizer, operand: str, x: Tensor) -> Tensor | float:
+        if self.rule == "none":
+            return 1.0
+        high = quantizer.high if isinstance(quantizer, LsqQuantizer) else quantizer.levels // 2 - 1
+        if operand == "weight":
+            return weight_multiplier(x, high) if self.rule == "vvtq" else lsq_multiplier(x.numel(), high)
+        count = x.numel()
+        if self.batch_size and self.images:
+            count = count * self.batch_size // self.images
+        return activation_multiplier(count, high) if self.rule == "vvtq" else lsq_multiplier(count, high)
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Hold the steps above zero after a step of the optimizer."""
+        for step in self.steps:
+            step.clamp_(min=LEAST_STEP)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Give the quantizers what was learned; weights get the codes of what they are now."""
+        for (site, operand), (step, beta) in self._of.items():
+            quantizer = site.quantizer(operand)
+            quantizer.scale = step.detach().clone()
+            if beta is not None:
+                cast(LsqQuantizer, quantizer).beta = beta.detach().clone()
+            if operand == "weight":
+                cast(WeightedSite, site).weight_codes = None
+
+
+def scaled_gradient(x: Tensor, multiplier: Tensor | float) -> Tensor:
+    """`x`, whose gradient is multiplied."""
+    scaled = x * multiplier
+    return scaled + (x - scaled).detach()
