@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,12 @@ def test_the_epoch_with_the_least_held_out_loss_is_kept() -> None:
     assert torch.equal(untouched.result[:-1], start[:-1])
 
 
-def test_an_interrupted_training_goes_on_to_the_same_bits(monkeypatch) -> None:
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, warmup=0.5, last=0.1, clip=0.05, average=0.8)])
+def test_an_interrupted_training_goes_on_to_the_same_bits(monkeypatch, plan: Plan) -> None:
     monkeypatch.setattr(loop, "CHUNK", 2)
-    whole = Run().train()
-    for stop in range(1, len(PLAN.chunks(IMAGES))):
-        first, second = Run().train(end=stop), Run()
+    whole = Run(plan).train()
+    for stop in range(1, len(plan.chunks(IMAGES))):
+        first, second = Run(plan).train(end=stop), Run(plan)
         state = {name: tensor.clone() for name, tensor in first.trainer.tensors().items()}
         second.model.load_state_dict(first.model.state_dict())
         second.trainer.restore(state)
@@ -116,6 +118,52 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(monkeypatch) -> None:
         second.trainer.restore_best()
     whole.trainer.restore_best()
     assert torch.equal(second.result, whole.result)
+
+
+def test_what_is_chosen_is_the_average() -> None:
+    plan = replace(PLAN, average=0.5, chunk=1)
+    run, expected = Run(plan), None
+    run.trainer.start(torch.Generator().manual_seed(2))
+    expected = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+    for chunk in plan.chunks(IMAGES):
+        run.trainer.run(chunk)
+        now = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+        expected = 0.5 * expected + 0.5 * now
+    assert not torch.allclose(now, expected)
+    run.losses, run.trainer.best = [], []
+    run.trainer._validate()
+    run.trainer.restore_best()
+    assert torch.allclose(run.result[:-1], expected, atol=1e-6)
+
+
+def test_a_long_gradient_is_shortened() -> None:
+    # Adam's step has the same length for a gradient of any; what it remembers has not.
+    run = Run(replace(PLAN, clip=1e-3)).train(end=1)
+    squares = [state["exp_avg_sq"].sum() for state in run.trainer.optimizer.state.values()]
+    assert 0 < float(sum(squares)) <= 1e-6
+    assert float(sum(state["exp_avg_sq"].sum() for state in Run().train(end=1).trainer.optimizer.state.values())) > 1e-5
+
+
+def test_groups_have_rates_of_their_own_and_items_keys() -> None:
+    run = Run()
+    keys: list[object] = []
+
+    class Keyed(Toy):
+        def __getitem__(self, key):
+            keys.append(key)
+            return super().__getitem__(key[1])
+
+    weight, bias = run.model[1].weight, run.model[1].bias
+    before = bias.detach().clone()
+    trainer = Trainer(
+        [{"params": [weight]}, {"params": [bias], "factor": 0.0, "weight_decay": 0.0}], [], Keyed(),
+        PLAN, run.job, device=torch.device("cpu"), world=World(), keyed=True,
+    )  # fmt: skip
+    trainer.start(torch.Generator().manual_seed(2))
+    for chunk in PLAN.chunks(IMAGES):
+        trainer.run(chunk)
+    assert torch.equal(bias, before)
+    assert sorted(keys) == [(epoch, number) for epoch in range(2) for number in range(IMAGES)]
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from halfbyte.data.decode import image_fault, image_mode, open_image
 from halfbyte.data.sources import EMBEDDED_CALIBRATION, EMBEDDED_TEST, FolderSource, Source, open_source
@@ -197,29 +197,38 @@ def limit(images: ImageSet, count: int) -> ImageSet:
     return images.subset(np.sort(by_class[spaced]).tolist())
 
 
-class _Caught(Dataset[tuple[Tensor, int] | HalfbyteError]):
+class Items(Protocol):
+    """What can be batched: items by a key, each a tuple of tensors and numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> tuple[Any, ...]: ...
+
+    def useful_workers(self) -> int:
+        """How many processes can help to prepare items."""
+
+
+class _Caught(Dataset[tuple[Any, ...] | HalfbyteError]):
     """Hands errors over as items: raised in a worker process they would arrive wrapped in its whole traceback."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
+    def __init__(self, items: Items) -> None:
+        self.items = items
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | HalfbyteError:
+    def __getitem__(self, key: Any) -> tuple[Any, ...] | HalfbyteError:
         try:
-            return self.images[index]
+            return self.items[key]
         except HalfbyteError as error:
             return error
 
 
-def _collate(items: list[tuple[Tensor, int] | HalfbyteError]) -> tuple[Tensor, Tensor] | HalfbyteError:
-    pairs = []
+def _collate(items: list[tuple[Any, ...] | HalfbyteError]) -> tuple[Tensor, ...] | HalfbyteError:
     for item in items:
         if isinstance(item, HalfbyteError):
             return item
-        pairs.append(item)
-    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs], dtype=torch.int64)
+    return tuple(default_collate(items))
 
 
 def batches(images: ImageSet, batch_size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -231,15 +240,17 @@ def batches(images: ImageSet, batch_size: int, workers: int = 0) -> Iterator[tup
     if batch_size < 1 or workers < 0:
         raise HalfbyteError(f"batch size {batch_size} and {workers} workers: at least 1 and 0 are needed")
     starts = range(0, len(images), batch_size)
-    yield from grouped(images, [list(range(start, min(start + batch_size, len(images)))) for start in starts], workers)
+    groups = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
+    for batch in grouped(images, groups, workers):
+        yield batch[0], batch[1]
 
 
-def grouped(images: ImageSet, groups: list[list[int]], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same in batches that hold the images at these positions."""
+def grouped(items: Items, groups: list[list[Any]], workers: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    """The items with these keys in batches, each part of an item stacked."""
     loader: DataLoader[Any] = DataLoader(
-        _Caught(images),
+        _Caught(items),
         batch_sampler=groups,
-        num_workers=min(workers, images.useful_workers()),
+        num_workers=min(workers, items.useful_workers()),
         collate_fn=_collate,
         # A loader draws its workers' seed even where nothing is random: not from everyone's generator.
         generator=torch.Generator(),

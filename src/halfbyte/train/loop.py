@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from halfbyte.data.images import ImageSet, grouped
+from halfbyte.data.images import Items, grouped
 from halfbyte.distributed import World
+from halfbyte.train.schedule import Schedule
 
 # Steps between two states from which a killed run continues.
 CHUNK = 20
@@ -19,7 +21,10 @@ CHUNK = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """batch_size: images of one step, in `accumulate` parts. cosine: the rate falls to 0 over all steps."""
+    """batch_size: images of one step, in `accumulate` parts. cosine: the rate falls to its share `last` over all steps,
+    behind `warmup` epochs in which it rises. clip: the largest norm of the gradient (0: any). average: how much of the
+    moving average of the parameters, which is then what is chosen, a step keeps (0: no
+    average). chunk: steps between two states from which a killed run continues (0: the default)."""
 
     epochs: int
     batch_size: int
@@ -28,6 +33,11 @@ class Plan:
     cosine: bool = False
     accumulate: int = 1
     autocast: bool = False
+    warmup: float = 0.0
+    last: float = 0.0
+    clip: float = 0.0
+    average: float = 0.0
+    chunk: int = 0
 
     def steps(self, images: int) -> int:
         """Steps of one epoch; the last one may be smaller."""
@@ -36,9 +46,15 @@ class Plan:
     def chunks(self, images: int) -> list[Chunk]:
         """All steps, in pieces that lie in one epoch each."""
         steps = self.steps(images)
-        starts = range(0, steps, CHUNK)
-        return [Chunk(epoch, start, min(start + CHUNK, steps), start + CHUNK >= steps)
+        size = self.chunk or CHUNK
+        starts = range(0, steps, size)
+        return [Chunk(epoch, start, min(start + size, steps), start + size >= steps)
                 for epoch in range(self.epochs) for start in starts]  # fmt: skip
+
+    def schedule(self, images: int) -> Schedule:
+        """The rate over all steps."""
+        steps = self.steps(images)
+        return Schedule(self.rate, self.epochs * steps, round(self.warmup * steps), self.last, self.cosine)
 
 
 class Chunk(NamedTuple):
@@ -52,40 +68,45 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Job:
-    """What the loop does not know: the mean loss of a batch (images, labels); the loss on held-out images, by which the
-    best epoch is chosen; statistics of the batches, filled by `loss`, of which the processes' largest count; and
-    what is to be done with them after a step."""
+    """What the loop does not know: the mean loss of a batch, of whatever its items hold (images, labels); the loss on
+    held-out images, by which the best epoch is chosen; statistics of the batches, filled by `loss`, of which the
+    processes' largest count; and what is to be done with them after a step."""
 
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     validate: Callable[[], float]
     extremes: Tensor
     after_step: Callable[[], None]
 
 
 class Trainer:
-    """AdamW on `parameters`. `buffers` are changed by the job as it goes, in place, and belong to the result.
+    """AdamW on `parameters`, tensors or groups with options of their own (`factor` multiplies the rate). `buffers` are
+    changed by the job as it goes, in place, and belong to the result. `keyed`: items have keys (epoch, number).
 
     Under torchrun each process takes its share of every batch; gradients are summed, each image counted once.
     """
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         buffers: Sequence[Tensor],
-        images: ImageSet,
+        images: Items,
         plan: Plan,
         job: Job,
         *,
         device: torch.device,
         world: World,
         workers: int = 0,
+        keyed: bool = False,
     ) -> None:
-        self.parameters, self.buffers, self.images, self.plan, self.job = parameters, buffers, images, plan, job
-        self.device, self.world, self.workers = device, world, workers
+        self.optimizer = torch.optim.AdamW(cast(Any, list(parameters)), plan.rate, weight_decay=plan.weight_decay)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.buffers, self.images, self.plan, self.job = buffers, images, plan, job
+        self.device, self.world, self.workers, self.keyed = device, world, workers, keyed
+        self.schedule = plan.schedule(len(images))
+        self.averages = [parameter.detach().clone() for parameter in self.parameters] if plan.average else []
         self.order = torch.zeros(0, dtype=torch.int64)
         self.best_loss = float("inf")
         self.best: list[Tensor] = []
-        self.optimizer = torch.optim.AdamW(list(parameters), plan.rate, weight_decay=plan.weight_decay)
 
     def start(self, generator: torch.Generator) -> float:
         """Draw the order of the images in every epoch; returns the held-out loss before any step."""
@@ -113,6 +134,7 @@ class Trainer:
         state = {"order": self.order, "best_loss": torch.tensor(self.best_loss, dtype=torch.float64)}
         state |= {f"buffer.{number}": tensor for number, tensor in enumerate(self.buffers)}
         state |= {f"best.{number}": tensor for number, tensor in enumerate(self.best)}
+        state |= {f"average.{number}": tensor for number, tensor in enumerate(self.averages)}
         return state | optimizer_tensors(self.optimizer)
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -120,6 +142,8 @@ class Trainer:
         self.order, self.best_loss = state["order"], float(state["best_loss"])
         for number, tensor in enumerate(self.buffers):
             tensor.copy_(state[f"buffer.{number}"])
+        for number, tensor in enumerate(self.averages):
+            tensor.copy_(state[f"average.{number}"])
         self.best = [state[f"best.{number}"].to(self.device) for number in range(len(self._result()))]
         restore_optimizer(self.optimizer, state)
 
@@ -127,44 +151,65 @@ class Trainer:
         return [*self.parameters, *self.buffers]
 
     def _validate(self) -> float:
-        loss = self.job.validate()
-        if loss < self.best_loss or not self.best:
-            self.best_loss = loss
-            self.best = [tensor.detach().clone() for tensor in self._result()]
+        with self._averaged():
+            loss = self.job.validate()
+            if loss < self.best_loss or not self.best:
+                self.best_loss = loss
+                self.best = [tensor.detach().clone() for tensor in self._result()]
         return loss
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """For a with-block the parameters' averages in their place, where there are some."""
+        kept = [parameter.detach().clone() for parameter in self.parameters] if self.averages else []
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averages, strict=False):
+                parameter.copy_(average)
+            try:
+                yield
+            finally:
+                for parameter, own in zip(self.parameters, kept, strict=False):
+                    parameter.copy_(own)
 
     def _rows(self, epoch: int, step: int) -> list[int]:
         start = step * self.plan.batch_size
         rows: list[int] = self.order[epoch, start : start + self.plan.batch_size].tolist()
         return rows
 
-    def _batches(self, chunk: Chunk) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    def _batches(self, chunk: Chunk) -> Iterator[tuple[int, list[tuple[Tensor, ...]]]]:
         """For each step this process's part of the batch, in the pieces in which it goes through the model."""
         groups = []
         for step in range(chunk.first, chunk.end):
-            own = self._rows(chunk.epoch, step)[self.world.rank :: self.world.size]
+            own: list[Any] = self._rows(chunk.epoch, step)[self.world.rank :: self.world.size]
+            own = [(chunk.epoch, row) for row in own] if self.keyed else own
             size = max(1, -(-len(own) // self.plan.accumulate))
             groups.append([own[start : start + size] for start in range(0, len(own), size)])
         loaded = grouped(self.images, [group for pieces in groups for group in pieces], self.workers)
         for step, pieces in zip(range(chunk.first, chunk.end), groups, strict=True):
             yield step, [next(loaded) for _ in pieces]
 
-    def _step(self, epoch: int, step: int, batch: list[tuple[Tensor, Tensor]], count: int) -> float:
+    def _step(self, epoch: int, step: int, batch: list[tuple[Tensor, ...]], count: int) -> float:
         self.optimizer.zero_grad(set_to_none=False)
         total = torch.zeros((), device=self.device)
-        for images, labels in batch:
+        for parts in batch:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.autocast):
-                loss = self.job.loss(images.to(self.device), labels.to(self.device))
+                loss = self.job.loss(*(part.to(self.device) for part in parts))
             # A batch's mean, whoever holds how many of its rows.
-            share = loss * (len(images) / count)
+            share = loss * (len(parts[0]) / count)
             share.backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         mean = self._synchronize(total)
         if not math.isfinite(mean):
             raise FloatingPointError("the loss is not finite")
+        if self.plan.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+        rate = self.schedule.at(epoch * self.plan.steps(len(self.images)) + step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(epoch * self.plan.steps(len(self.images)) + step)
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.step()
+        with torch.no_grad():
+            for average, parameter in zip(self.averages, self.parameters, strict=False):
+                average.lerp_(parameter, 1 - self.plan.average)
         self.job.after_step()
         return mean
 
@@ -184,12 +229,6 @@ class Trainer:
             for found in self.world.gather(self.job.extremes.cpu()):
                 self.job.extremes.copy_(torch.maximum(self.job.extremes, found.to(self.job.extremes.device)))
         return float(loss)
-
-    def _rate(self, done: int) -> float:
-        if not self.plan.cosine:
-            return self.plan.rate
-        total = self.plan.epochs * self.plan.steps(len(self.images))
-        return self.plan.rate * 0.5 * (1 + math.cos(math.pi * done / total))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
