@@ -88,6 +88,8 @@ def errors_left(session: Session, **settings: object) -> list[float]:
         {"rounding": "nearest", "lr_scale": 0.003, "biases": False},
         {"rounding": "nearest", "activation_scales": False, "lr_bias": 0.01},
         {"rounding": "nearest", "activation_scales": False, "biases": False, "norms": True, "lr_bias": 0.01},
+        {"target": "local"},
+        {"target": "local", "inputs": "float"},
         {"loss": "fisher_diag"},
         {"loss": "fisher_full"},
         {"loss": "ls"},
@@ -117,9 +119,11 @@ def test_nothing_but_what_was_asked_for_changes():
     assert torch.equal(norm.trained_weight, before["blocks.0.norm1.weight"])
 
 
-def test_layers_one_by_one_and_the_ends():
+@pytest.mark.parametrize("target", ["stream", "local"])
+def test_layers_one_by_one_and_the_ends(target):
     session = session_of()
-    figures = session.run("reconstruct", dataclasses.replace(FAST, units="layer", ends=True, guard=False)).figures
+    step = dataclasses.replace(FAST, units="layer", ends=True, guard=False, target=target)
+    figures = session.run("reconstruct", step).figures
     names = [piece["piece"] for piece in figures["pieces"]]
     inside = [f"blocks.{block}.{site}" for block in (0, 1) for site in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert names == ["patch_embed.proj", *inside, "head"]
@@ -259,6 +263,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monke
         ({"loss": "kl"}, "head_loss"),
         ({"units": "model"}, "units must be one of"),
         ({"units": "layer", "loss": "ls"}, "goes with the loss mse"),
+        ({"target": "far"}, "target must be one of local, stream"),
+        ({"target": "local", "loss": "glf"}, "not glf"),
         ({"images": 4}, "images must be at least 8"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"minutes": -1.0}, "minutes must be at least 0"),

@@ -117,8 +117,9 @@ class PieceTraining:
             group["lr"] = group["first"] * (falling if group["cosine"] else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            output = self._output(self.data.batch(rows))
-            loss = self.data.loss(output, rows) / self.step.loss_divisor
+            x = self.data.batch(rows)
+            output = self._output(x)
+            loss = self.data.loss(output, rows, x) / self.step.loss_divisor
             # The published count of steps begins with 1.
             counted = max(progress, (self.done + 1) / self.step.iterations)
             if self.step.rounding == "adaround" and counted >= self.step.warmup:

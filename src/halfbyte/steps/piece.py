@@ -72,9 +72,10 @@ class PieceData:
             return exact
         return torch.lerp(exact, _gather(self.inputs, rows), kept(exact, self.step.drop, self.session.generator))
 
-    def loss(self, output: Tensor, rows: list[Row]) -> Tensor:
-        """Of what the piece gives for these images."""
-        return self._loss(output, _gather(self.targets, rows), self._extra(rows, output))
+    def loss(self, output: Tensor, rows: list[Row], x: Tensor) -> Tensor:
+        """Of what the piece gives for the inputs `x` of these images."""
+        target = self._local_target(x) if self.step.target == "local" else _gather(self.targets, rows)
+        return self._loss(output, target, self._extra(rows, output))
 
     @torch.no_grad()
     def held_out_loss(self, run: Callable[[int], Tensor]) -> float:
@@ -83,7 +84,7 @@ class PieceData:
         for number in self.deciding:
             output = run(number)
             rows = _all_rows(number, output)
-            total += float(self.loss(output, rows)) * len(rows)
+            total += float(self.loss(output, rows, self.inputs[number])) * len(rows)
             images += len(rows)
         return total / images if images else 0.0
 
@@ -93,6 +94,15 @@ class PieceData:
         if not self.piece.path:
             return self.stream.run(self.piece.unit, x)
         with torch.no_grad(), model_state(self.module, "quantized"):
+            output: Tensor = self.module(x)
+        return output
+
+    @torch.no_grad()
+    def _local_target(self, x: Tensor) -> Tensor:
+        """What the trained piece gives for the same input."""
+        if not self.piece.path:
+            return self.stream.run_float(self.piece.unit, x)
+        with model_state(self.module, "float"):
             output: Tensor = self.module(x)
         return output
 

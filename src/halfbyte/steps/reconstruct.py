@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from halfbyte.block_stream import BlockStream
+from halfbyte.block_stream import TARGETS, BlockStream
 from halfbyte.errors import HalfbyteError
 from halfbyte.session import Session
 from halfbyte.steps.block_training import PieceTraining
@@ -43,8 +43,10 @@ class Reconstruct:
 
     rounding: of weights, `adaround`, `ste` (the weight itself, straight through) or `nearest` (as it is). inputs: what
     pieces see, of the `float` model, of the `quantized` one, or `qdrop`: each element of one of the two, activations
-    inside left in float with the probability `drop`. loss: `mse`, `fisher_diag`, `fisher_full`, `ls`, `glf`, divided by
-    `loss_divisor`; head_loss: of the classifier. units: a `block` at once or each `layer`; ends: stem and head too.
+    inside left in float with the probability `drop`. target: what the float model gives there (`stream`), so that a
+    piece also makes good for those before it, or what the trained piece gives for the same input (`local`). loss:
+    `mse`, `fisher_diag`, `fisher_full`, `ls`, `glf`, divided by `loss_divisor`; head_loss: of the classifier. units: a
+    `block` at once or each `layer`; ends: stem and head too.
     weight_scales, activation_scales, biases, norms: what else is learned.
 
     lr: of the rounding, with `cosine` falling to 0; lr_scale, lr_bias: of scales, and of biases and norms, falling too.
@@ -60,6 +62,7 @@ class Reconstruct:
     rounding: str = "ste"
     inputs: str = "qdrop"
     drop: float = 0.5
+    target: str = "stream"
     loss: str = "mse"
     loss_divisor: float = 1.0
     head_loss: str = "kl"
@@ -82,6 +85,7 @@ class Reconstruct:
             "rounding": ROUNDINGS,
             "inputs": INPUTS,
             "units": UNITS,
+            "target": TARGETS,
             "loss": tuple(LOSSES),
             "head_loss": ("kl", "mse"),
         }
@@ -101,6 +105,8 @@ class Reconstruct:
             raise ValueError("rounding is nearest, and neither scales nor biases nor norms are learned: nothing is")
         if self.units == "layer" and self.loss != "mse":
             raise ValueError("units: layer goes with the loss mse alone")
+        if self.target == "local" and self.loss in ("ls", "glf"):
+            raise ValueError(f"target: local goes with the losses that look at the piece alone, not {self.loss}")
         if self.loss == "kl":
             raise ValueError("kl is a loss for the classifier: head_loss")
 
