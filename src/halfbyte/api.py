@@ -210,6 +210,8 @@ def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
         "calib": options.calib and str(options.calib), "val": options.val and str(options.val),
         "calib_images": options.calib_images, "limit": options.limit, "seed": options.seed,
         "crop_pct": options.crop_pct, "interpolation": options.interpolation, "batch_size": options.batch_size,
+        "data": options.data and str(options.data), "teacher": options.teacher,
+        "labels": options.labels and str(options.labels),
     }  # fmt: skip
     return RunFolder(options.out or default, settings, writes)
 
@@ -225,7 +227,9 @@ def _session(inputs: Inputs, options: Options, progress: Progress, processes: Wo
         raise HalfbyteError(f"{inputs.recipe.source}: {error}") from None
     session = Session(
         model.to(inputs.device), teacher.to(inputs.device), layout, inputs.recipe, inputs.calibration, inputs.device,
-        generator, progress, options.batch_size, options.workers, world=processes or World(),
+        generator, progress, options.batch_size, options.workers, training=inputs.training,
+        soft_labels=inputs.soft_labels, guide=inputs.teacher and inputs.teacher.to(inputs.device),
+        preprocessing=inputs.loaded.data_config, world=processes or World(),
     )  # fmt: skip
     if options.start is not None:
         adopt(session, options.start)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
+from halfbyte.terminal import open_console, print_evaluation, print_run, print_sites
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,46 +31,103 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts 
 Target = Annotated[str, typer.Argument(help="The folder of an artifact, or a model's name.", show_default=False)]
 
 
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        help="A timm name, with or without tag, a short name of the papers, or an embedded model.",
+        show_default="fashion_vit",
+    ),
+]
+Start = Annotated[Path | None, typer.Option("--from", help="Go on from this artifact.")]
+Calib = Annotated[Path | None, typer.Option(help="Images for calibration: one folder a class, or .npz.")]
+RecipeName = Annotated[str, typer.Option(help="A recipe's name or file; see `halfbyte recipes`.")]
+WeightBits = Annotated[int | None, typer.Option(help="Bits of the weights, 2 to 8.")]
+ActivationBits = Annotated[int | None, typer.Option(help="Bits of the activations, 2 to 8.")]
+Budget = Annotated[str | None, typer.Option(help="Widths of each site's own: 4.0bits an average, or 3.2MB.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A step's parameter: step.key=value.")]
+CalibImages = Annotated[int | None, typer.Option(help="Calibration images that the run may use.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")]
+
+
 @app.command()
 def quantize(
-    model: Annotated[str | None, typer.Argument(help="A timm name, with or without tag, a short name of the papers,"
-                     " or an embedded model.", show_default="fashion_vit")] = None,
+    model: Model = None,
     weights: Weights = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Go on from this artifact.")] = None,
-    calib: Annotated[Path | None, typer.Option(help="Images for calibration: one folder a class, or .npz.")] = None,
+    start: Start = None,
+    calib: Calib = None,
     val: Images = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name or file; see `halfbyte recipes`.")] = "halfbyte-fast",
-    w_bits: Annotated[int | None, typer.Option(help="Bits of the weights, 2 to 8.")] = None,
-    a_bits: Annotated[int | None, typer.Option(help="Bits of the activations, 2 to 8.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Widths of each site's own: 4.0bits an average, or 3.2MB.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A step's parameter: step.key=value.")] = None,
-    calib_images: Annotated[int | None, typer.Option(help="Calibration images that the run may use.")] = None,
+    recipe: RecipeName = "halfbyte-fast",
+    w_bits: WeightBits = None,
+    a_bits: ActivationBits = None,
+    budget: Budget = None,
+    set_: Settings = None,
+    calib_images: CalibImages = None,
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
     workers: Workers = 2,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
     json_file: Json = None,
-) -> None:  # fmt: skip
+) -> None:
     """Quantize a model by a recipe: a packed artifact, its metrics and a report; under torchrun, shared out."""
+    given = locals()
+    _run(given)
+
+
+@app.command()
+def train(
+    model: Model = None,
+    weights: Weights = None,
+    start: Start = None,
+    data: Annotated[Path | None, typer.Option(help="Images to train on, else those for calibration.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A model to learn from, else the float model itself.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Soft labels to learn from, of --data.")] = None,
+    calib: Calib = None,
+    val: Images = None,
+    recipe: RecipeName = "vvtq",
+    w_bits: WeightBits = None,
+    a_bits: ActivationBits = None,
+    budget: Budget = None,
+    set_: Settings = None,
+    calib_images: CalibImages = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = None,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
+    json_file: Json = None,
+) -> None:
+    """Train a quantized model by a teacher or by soft labels: as quantize, for recipes with the step train."""
+    given = locals()
+    _run(given)
+
+
+def _run(given: dict[str, Any]) -> None:
+    """A run with the options of a command, named as `Options` names them."""
     from halfbyte import api
     from halfbyte.distributed import leads
     from halfbyte.inputs import Options
 
+    json_file, settings = given.pop("json_file"), given.pop("set_")
     if leads():
         _writable(json_file)
-    options = Options(
-        model, weights, calib, val, recipe, w_bits, a_bits, budget, tuple(set_ or ()), calib_images, limit, batch_size,
-        device, crop_pct, interpolation, workers, seed, start, out, resume, force,
-    )  # fmt: skip
-    result = api.quantize(options)
+    result = api.quantize(Options(**given, settings=tuple(settings or ())))
     if leads():
-        _print_run(result.metrics, result.folder)
+        print_run(result.metrics, result.folder)
         _write_json(json_file, result.metrics)
 
 
@@ -101,7 +158,7 @@ def evaluate(
         limit_images=limit, workers=workers, device=device,
     )  # fmt: skip
     if leads():
-        _print_evaluation(facts)
+        print_evaluation(facts)
         _write_json(json_file, facts)
 
 
@@ -140,7 +197,7 @@ def inspect(target: Target, weights: Weights = None, json_file: Json = None) -> 
 
     _writable(json_file)
     facts = api.inspect_model(target, weights)
-    _print_sites(facts)
+    print_sites(facts)
     _write_json(json_file, facts)
 
 
@@ -163,90 +220,8 @@ def recipes(
     for known, recipe in found.items():
         steps = ", ".join(call.name for call in recipe.steps)
         table.add_row(known, str(recipe.bits.weight), str(recipe.bits.activation), steps)
-    _console().print(table)
+    open_console().print(table)
     _write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
-
-
-def _console() -> Console:
-    # Names and paths come from the user: brackets and colons in them are no markup.
-    return Console(markup=False, emoji=False)
-
-
-def _print_run(metrics: dict[str, Any], folder: Path) -> None:
-    from halfbyte.report.wording import bit_widths
-
-    bits, size, seconds = metrics["bits"], metrics["bytes"], metrics["seconds"]
-    # Folders of earlier versions lack the budget.
-    widths = bit_widths(bits["weight"], bits["activation"], metrics.get("budget"))
-    title = f"{metrics['model']}, {metrics['recipe']}, {widths}"
-    table = Table("", "float", "quantized", title=title)
-    images = metrics["images"]["evaluation"]
-    if images:
-        for key, label in (("top1", "top-1 %"), ("top5", "top-5 %")):
-            table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
-        table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
-    table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
-    console = _console()
-    console.print(table)
-    weights = metrics["weights"]
-    tag = f", tag {weights['tag']}" if weights["tag"] else ""
-    console.print(f"weights: {weights['source']}{tag}, sha256 {str(weights['sha256'])[:12]}", highlight=False)
-    measured = f"evaluated on {images} images; " if images else "not evaluated (give --val DIR); "
-    console.print(f"{measured}quantized in {seconds['total']:.1f} s; report: {folder / 'report.html'}", highlight=False)
-
-
-def _print_evaluation(facts: dict[str, Any]) -> None:
-    found = facts.get("quantized") or facts["float"]
-    table = Table("model", "images", "top-1 %", "top-5 %", "agreement %", "KL")
-    agreement, kl = found["agreement"], found["kl"]
-    table.add_row(
-        facts["model"], str(facts["images"]["evaluation"]), f"{found['top1']:.2f}", f"{found['top5']:.2f}",
-        _figure(agreement), _figure(kl, 4),
-    )  # fmt: skip
-    _console().print(table)
-
-
-def _print_sites(facts: dict[str, Any]) -> None:
-    table = Table(title=facts["model"])
-    for heading in ("site", "role", "activation", "weight", "MMACs", "bytes", "SQNR dB"):
-        table.add_column(heading, no_wrap=True)
-    for row in facts["sites"]:
-        # Short, so that a terminal of 80 columns shows them whole.
-        activations = "\n".join(row[key].replace(" per_", "/") for key in ("input", "left", "right") if row.get(key))
-        weight = "" if "left" in row else (row["weight"] or "float").replace(" per_", "/")
-        sqnr = _figure(row["sqnr_db"], 1)
-        macs = f"{row['macs'] / 1e6:.2f}"
-        table.add_row(row["name"], row["role"], activations or "float", weight, macs, str(row["bytes"]), sqnr)
-    console = _console()
-    console.print(table)
-    covered = facts["coverage"]
-    console.print(
-        f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False
-    )
-    _print_costs(facts, console)
-    for entry in covered["float"]:
-        console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
-
-
-def _print_costs(facts: dict[str, Any], console: Console) -> None:
-    """What an artifact takes; where something stands beside its blocks, also that, and the rest without it."""
-    if "operations" not in facts:
-        return
-    size, operations = facts["bytes"], facts["operations"]
-    whole = (size["artifact"], operations["macs"], operations["bit_operations"])
-    beside = (size["side"], operations["side_macs"], operations["side_bit_operations"])
-    rows = {"the whole": whole}
-    if beside[1]:
-        without = tuple(all_of - part for all_of, part in zip(whole, beside, strict=True))
-        rows = {"without compensation": without, "compensation": beside, **rows}
-    table = Table("", "megabytes", "MMACs per image", "Gbit operations per image")
-    for name, (stored, macs, bit_operations) in rows.items():
-        table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
-    console.print(table)
-
-
-def _figure(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _writable(json_file: Path | None) -> None:

@@ -29,7 +29,7 @@ EDITS: Registry[EditFunction] = Registry("edit")
 # Behind these the tensors between modules mean something else than in the trained model.
 CHANGES_BASIS = ("rotate_stream",)
 # Behind these the model holds tensors that were learned in place of trained ones, and what they are.
-LEARNS_ANEW = {"learn_norm": "norms", "replace_gelu": "MLPs"}
+LEARNS_ANEW = {"learn_norm": "norms", "replace_gelu": "MLPs", "train_model": "weights"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,12 @@ def learn_norm(model: nn.Module, layout: Layout, norm: str) -> Layout:
     """Say that the weight and the bias of a LayerNorm are not the trained ones any more; these no artifact keeps."""
     if not isinstance(model.get_submodule(norm), ExactLayerNorm):
         raise HalfbyteError(f"{norm} is not a LayerNorm over one dimension")
+    return layout
+
+
+@EDITS.register("train_model")
+def train_model(model: nn.Module, layout: Layout) -> Layout:
+    """Say that the weights and all else are not those that the model was loaded with."""
     return layout
 
 

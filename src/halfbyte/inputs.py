@@ -11,8 +11,11 @@ from torch import nn
 
 from halfbyte.continuation import artifact_plan, artifact_source, check_weights, source_name
 from halfbyte.data.images import ImageSet, calibration_subset, limit, open_images
+from halfbyte.data.published_labels import open_labels
+from halfbyte.data.soft_labels import SoftLabels
 from halfbyte.errors import HalfbyteError
 from halfbyte.models.builtin import BUILTIN_MODELS
+from halfbyte.models.guide import Guide
 from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe, StepCall, load_recipe
@@ -29,7 +32,8 @@ class Options:
     """What `quantize` is asked for; the fields are the options of the command (DESIGN: contracts).
 
     `start` is `--from`: the artifact with whose quantizers and edits the run begins. `budget`, such as 4.0bits or
-    3.2MB, gives sites widths of their own (the step `mixed`).
+    3.2MB, gives sites widths of their own (the step `mixed`). What trains sees the images `data` (None: those for
+    calibration) and learns from `labels`, else from the model `teacher`, else from the float model.
     """
 
     model: str | None = None
@@ -50,12 +54,15 @@ class Options:
     workers: int = 2
     seed: int = 0
     start: Path | None = None
+    data: Path | None = None
+    teacher: str | None = None
+    labels: Path | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("weights", "calib", "val", "out", "start"):
+        for name in ("weights", "calib", "val", "out", "start", "data", "labels"):
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, Path(given))
 
@@ -69,6 +76,9 @@ class Inputs:
     calibration: ImageSet
     validation: ImageSet | None
     device: torch.device
+    training: ImageSet | None = None
+    soft_labels: SoftLabels | None = None
+    teacher: nn.Module | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -157,7 +167,30 @@ def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
     recipe = _with_images(recipe, count, progress)
     validation = validation_images(options.val, source, config, loaded.model, options.limit, options.workers, progress)
     skipped = {"calibration": pool.skipped, "evaluation": [] if validation is None else validation.skipped}
-    return Inputs(loaded, recipe, calibration, validation, device, skipped)
+    inputs = Inputs(loaded, recipe, calibration, validation, device, skipped=skipped)
+    _read_training(options, inputs, progress)
+    return inputs
+
+
+def _read_training(options: Options, inputs: Inputs, progress: Progress) -> None:
+    """What a training sees and learns from."""
+    loaded, classes = inputs.loaded, int(inputs.loaded.model.num_classes)  # type: ignore[arg-type]
+    if options.data is not None:
+        images = open_images(
+            options.data, loaded.data_config, num_classes=None, progress=progress, workers=options.workers
+        )
+        inputs.training = calibration_subset(images, len(images), options.seed)
+        inputs.skipped["training"] = images.skipped
+    if options.labels is not None:
+        inputs.soft_labels = open_labels(options.labels, options.data, classes)
+        images = inputs.training or inputs.calibration
+        inputs.soft_labels.of(images.names[0])
+    if options.teacher is not None:
+        teacher = load_model(options.teacher)
+        given = int(teacher.model.num_classes)  # type: ignore[arg-type]
+        if given != classes:
+            raise HalfbyteError(f"--teacher {options.teacher} has {given} classes, the model has {classes}")
+        inputs.teacher = Guide(teacher.model, loaded.data_config, teacher.data_config)
 
 
 def _load(options: Options) -> LoadedModel:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from halfbyte.artifact import is_trained
 from halfbyte.data.images import ImageSet, batches
+from halfbyte.data.soft_labels import SoftLabels
 from halfbyte.distributed import World
 from halfbyte.edits import CHANGES_BASIS, Edit
 from halfbyte.errors import HalfbyteError, InapplicableError
@@ -77,6 +78,12 @@ class Session:
     batch_size: int = 32
     workers: int = 0
     folder: Path | None = None
+    # Images to train on (None: those for calibration), soft labels of them, another teacher than the float model, and
+    # timm's configuration of the model's images.
+    training: ImageSet | None = None
+    soft_labels: SoftLabels | None = None
+    guide: nn.Module | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     world: World = field(default_factory=World)
     edits: list[Edit] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)

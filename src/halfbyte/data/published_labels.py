@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halfbyte.data.soft_labels import SoftLabel
+from halfbyte.data.soft_labels import HEADER, ShardedLabels, SoftLabel, SoftLabels
 from halfbyte.errors import HalfbyteError
 
 # How a file of the K most probable classes spreads the rest: over the others, or not at all.
@@ -69,3 +69,17 @@ class PublishedLabels:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
+
+
+def open_labels(folder: Path, images: Path | None, classes: int) -> SoftLabels:
+    """The soft labels in a folder, ours or in the published layout, of images in `images`.
+
+    Raises `HalfbyteError` where there are none, and for published ones without a folder of images.
+    """
+    if not folder.is_dir():
+        raise HalfbyteError(f"--labels {folder}: no such folder; make some with `halfbyte labels`")
+    if (folder / HEADER).is_file():
+        return ShardedLabels(folder, classes)
+    if images is None or not images.is_dir():
+        raise HalfbyteError(f"--labels {folder} lie as the images do; give these with --data DIR")
+    return PublishedLabels(folder, images, classes)

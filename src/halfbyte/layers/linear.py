@@ -42,8 +42,10 @@ class QuantLinear(WeightedSite):
             if self.bias is not None:
                 plain.bias = nn.Parameter(self.bias[own].detach().clone())
             part = QuantLinear(plain)
-            part.set_quantizer("input", copy.deepcopy(self.quantizer("input")))
-            part.set_quantizer("weight", _rows_of(self.quantizer("weight"), own))
+            # A model that is being loaded gets its quantizers behind the edits.
+            if self.has_quantizers:
+                part.set_quantizer("input", copy.deepcopy(self.quantizer("input")))
+                part.set_quantizer("weight", _rows_of(self.quantizer("weight"), own))
             for name in ("weight_codes", "trained_bias"):
                 if (whole := getattr(self, name)) is not None:
                     setattr(part, name, whole[own].clone())

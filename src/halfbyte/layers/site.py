@@ -36,6 +36,11 @@ class SiteModule(Stateful):
     operands: ClassVar[tuple[str, str]]
     observer: Observer | None = None
 
+    @property
+    def has_quantizers(self) -> bool:
+        """Whether every operand has one."""
+        return all(isinstance(getattr(self, f"{operand}_quantizer", None), Quantizer) for operand in self.operands)
+
     def quantizer(self, operand: str) -> Quantizer:
         """The quantizer of an operand; raises `HalfbyteError` where the site has none."""
         quantizer = getattr(self, f"{operand}_quantizer", None)

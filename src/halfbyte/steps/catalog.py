@@ -26,6 +26,7 @@ from halfbyte.steps.reconstruct_mlp import ReconstructMlp
 from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
 from halfbyte.steps.rotate import Rotate
+from halfbyte.steps.train import Train
 
 STEPS: Registry[type[Any]] = Registry("step")
 STEPS.register("repq")(RepQ)
@@ -44,6 +45,7 @@ STEPS.register("mixed")(Mixed)
 STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
 STEPS.register("qla")(QLA)
+STEPS.register("train")(Train)
 
 
 def resolve(recipe: Recipe) -> list[tuple[str, Step]]:

@@ -52,8 +52,8 @@ class LearnedQuantization:
                 self._of[site, operand] = (step, beta)
 
     def step_of(self, name: str, operand: str) -> nn.Parameter:
-        """The learned step of a site's operand."""
-        return self._of[self._sites[name], operand][0]
+        """The same by the site's name."""
+        return self.step(self._sites[name], operand)
 
     def offset_of(self, name: str, operand: str) -> nn.Parameter | None:
         """The learned offset of a site's operand, where it has one."""
@@ -63,12 +63,17 @@ class LearnedQuantization:
         quantizer = module.quantizer(operand)
         step, beta = self._of[module, operand]
         x = x.float()
-        multiplier = self._multiplier(quantizer, operand, x)
+        multiplier = self.multiplier(quantizer, operand, x)
         if isinstance(quantizer, LsqQuantizer):
             return cast(Tensor, LearnedStep.apply(x, step, beta, multiplier, quantizer.low, quantizer.high))
         return with_learned_scale(quantizer, x, scaled_gradient(step, multiplier))
 
-    def _multiplier(self, quantizer: Quantizer, operand: str, x: Tensor) -> Tensor | float:
+    def step(self, site: SiteModule, operand: str) -> nn.Parameter:
+        """The learned step of a site's operand."""
+        return self._of[site, operand][0]
+
+    def multiplier(self, quantizer: Quantizer, operand: str, x: Tensor) -> Tensor | float:
+        """What the rule multiplies the gradient of a step by, for a tensor that it quantizes."""
         if self.rule == "none":
             return 1.0
         high = quantizer.high if isinstance(quantizer, LsqQuantizer) else quantizer.levels // 2 - 1

@@ -24,7 +24,8 @@ class Plan:
     """batch_size: images of one step, in `accumulate` parts. cosine: the rate falls to its share `last` over all steps,
     behind `warmup` epochs in which it rises. clip: the largest norm of the gradient (0: any). average: how much of the
     moving average of the parameters, which is then what is chosen, a step keeps (0: no
-    average). chunk: steps between two states from which a killed run continues (0: the default)."""
+    average). chunk: steps between two states from which a killed run continues (0: the default). most:
+    steps in all (0: as many as the epochs have)."""
 
     epochs: int
     batch_size: int
@@ -38,6 +39,7 @@ class Plan:
     clip: float = 0.0
     average: float = 0.0
     chunk: int = 0
+    most: int = 0
 
     def steps(self, images: int) -> int:
         """Steps of one epoch; the last one may be smaller."""
@@ -46,15 +48,20 @@ class Plan:
     def chunks(self, images: int) -> list[Chunk]:
         """All steps, in pieces that lie in one epoch each."""
         steps = self.steps(images)
-        size = self.chunk or CHUNK
-        starts = range(0, steps, size)
-        return [Chunk(epoch, start, min(start + size, steps), start + size >= steps)
-                for epoch in range(self.epochs) for start in starts]  # fmt: skip
+        size, total = self.chunk or CHUNK, self.total(images)
+        ends = [min(steps, total - epoch * steps) for epoch in range(self.epochs)]
+        return [Chunk(epoch, start, min(start + size, end), start + size >= end)
+                for epoch, end in enumerate(ends) for start in range(0, end, size)]  # fmt: skip
+
+    def total(self, images: int) -> int:
+        """Steps of the whole training."""
+        steps = self.epochs * self.steps(images)
+        return min(steps, self.most) if self.most else steps
 
     def schedule(self, images: int) -> Schedule:
         """The rate over all steps."""
         steps = self.steps(images)
-        return Schedule(self.rate, self.epochs * steps, round(self.warmup * steps), self.last, self.cosine)
+        return Schedule(self.rate, self.total(images), round(self.warmup * steps), self.last, self.cosine)
 
 
 class Chunk(NamedTuple):
@@ -103,6 +110,8 @@ class Trainer:
         self.buffers, self.images, self.plan, self.job = buffers, images, plan, job
         self.device, self.world, self.workers, self.keyed = device, world, workers, keyed
         self.schedule = plan.schedule(len(images))
+        # The share of all steps that were taken before the present one.
+        self.progress = 0.0
         self.averages = [parameter.detach().clone() for parameter in self.parameters] if plan.average else []
         self.order = torch.zeros(0, dtype=torch.int64)
         self.best_loss = float("inf")
@@ -189,6 +198,8 @@ class Trainer:
             yield step, [next(loaded) for _ in pieces]
 
     def _step(self, epoch: int, step: int, batch: list[tuple[Tensor, ...]], count: int) -> float:
+        done = epoch * self.plan.steps(len(self.images)) + step
+        self.progress = done / self.schedule.total
         self.optimizer.zero_grad(set_to_none=False)
         total = torch.zeros((), device=self.device)
         for parts in batch:
@@ -203,7 +214,7 @@ class Trainer:
             raise FloatingPointError("the loss is not finite")
         if self.plan.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
-        rate = self.schedule.at(epoch * self.plan.steps(len(self.images)) + step)
+        rate = self.schedule.at(done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.step()

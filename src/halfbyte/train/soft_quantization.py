@@ -60,6 +60,17 @@ def with_learned_scale(quantizer: Quantizer, x: Tensor, scale: Tensor) -> Tensor
     return passed
 
 
+def near_codes(site: WeightedSite) -> Tensor:
+    """A site's weight, moved so near to the codes that the site has that these are its nearest; as it is where it lies
+    beyond the last code and has that."""
+    quantizer = cast(UniformQuantizer, site.quantizer("weight"))
+    codes, weight = site.codes(), site.float_weight().detach()
+    scale, coded = quantizer.calibrated(quantizer.scale), _coded(site)
+    steps = (weight - coded) / scale
+    beyond = ((codes == 0) & (steps < 0)) | ((codes == quantizer.levels - 1) & (steps > 0))
+    return torch.where(beyond, weight, coded + steps.clamp(-WITHIN, WITHIN) * scale)
+
+
 class _Weight:
     """A weight on its way from the codes that it has to those that it gets."""
 
@@ -67,13 +78,7 @@ class _Weight:
         self.site, self.rounding = site, rounding
         self.quantizer = cast(UniformQuantizer, site.quantizer("weight"))
         with torch.no_grad():
-            scale = self.quantizer.calibrated(self.quantizer.scale)
-            codes, weight = site.codes(), site.float_weight()
-            coded = _coded(site)
-            steps = (weight - coded) / scale
-            # What lies beyond the last code, and has it, stays where it is.
-            beyond = ((codes == 0) & (steps < 0)) | ((codes == self.quantizer.levels - 1) & (steps > 0))
-            start = torch.where(beyond, weight, coded + steps.clamp(-WITHIN, WITHIN) * scale)
+            scale, start = self.quantizer.calibrated(self.quantizer.scale), near_codes(site)
             self.parameters: dict[str, nn.Parameter] = {}
             if rounding == "adaround":
                 self.floor = torch.floor(start / scale)
@@ -83,7 +88,7 @@ class _Weight:
                 if scales:
                     self.parameters["scale"] = nn.Parameter(scale.clone())
             else:
-                self.fixed = coded
+                self.fixed = _coded(site)
 
     def value(self) -> Tensor:
         """The weight to compute with, dequantized."""

@@ -1,0 +1,95 @@
+"""What the commands print: tables for people; `--json` has the same for machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from halfbyte.report.wording import bit_widths
+
+
+def open_console() -> Console:
+    """A console for text of users."""
+    # Names and paths come from the user: brackets and colons in them are no markup.
+    return Console(markup=False, emoji=False)
+
+
+def print_run(metrics: dict[str, Any], folder: Path) -> None:
+    """What a run came to, by its metrics."""
+    bits, size, seconds = metrics["bits"], metrics["bytes"], metrics["seconds"]
+    # Folders of earlier versions lack the budget.
+    widths = bit_widths(bits["weight"], bits["activation"], metrics.get("budget"))
+    title = f"{metrics['model']}, {metrics['recipe']}, {widths}"
+    table = Table("", "float", "quantized", title=title)
+    images = metrics["images"]["evaluation"]
+    if images:
+        for key, label in (("top1", "top-1 %"), ("top5", "top-5 %")):
+            table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
+        table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
+    table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
+    console = open_console()
+    console.print(table)
+    weights = metrics["weights"]
+    tag = f", tag {weights['tag']}" if weights["tag"] else ""
+    console.print(f"weights: {weights['source']}{tag}, sha256 {str(weights['sha256'])[:12]}", highlight=False)
+    measured = f"evaluated on {images} images; " if images else "not evaluated (give --val DIR); "
+    console.print(f"{measured}quantized in {seconds['total']:.1f} s; report: {folder / 'report.html'}", highlight=False)
+
+
+def print_evaluation(facts: dict[str, Any]) -> None:
+    """What an evaluation found."""
+    found = facts.get("quantized") or facts["float"]
+    table = Table("model", "images", "top-1 %", "top-5 %", "agreement %", "KL")
+    agreement, kl = found["agreement"], found["kl"]
+    table.add_row(
+        facts["model"], str(facts["images"]["evaluation"]), f"{found['top1']:.2f}", f"{found['top5']:.2f}",
+        _figure(agreement), _figure(kl, 4),
+    )  # fmt: skip
+    open_console().print(table)
+
+
+def print_sites(facts: dict[str, Any]) -> None:
+    """The sites of a model, what it costs, and what is left in float."""
+    table = Table(title=facts["model"])
+    for heading in ("site", "role", "activation", "weight", "MMACs", "bytes", "SQNR dB"):
+        table.add_column(heading, no_wrap=True)
+    for row in facts["sites"]:
+        # Short, so that a terminal of 80 columns shows them whole.
+        activations = "\n".join(row[key].replace(" per_", "/") for key in ("input", "left", "right") if row.get(key))
+        weight = "" if "left" in row else (row["weight"] or "float").replace(" per_", "/")
+        sqnr = _figure(row["sqnr_db"], 1)
+        macs = f"{row['macs'] / 1e6:.2f}"
+        table.add_row(row["name"], row["role"], activations or "float", weight, macs, str(row["bytes"]), sqnr)
+    console = open_console()
+    console.print(table)
+    covered = facts["coverage"]
+    console.print(
+        f"{covered['quantized_macs_percent']:.2f} % of the multiply-accumulates are in sites", highlight=False
+    )
+    _print_costs(facts, console)
+    for entry in covered["float"]:
+        console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+
+
+def _print_costs(facts: dict[str, Any], console: Console) -> None:
+    """What an artifact takes; where something stands beside its blocks, also that, and the rest without it."""
+    if "operations" not in facts:
+        return
+    size, operations = facts["bytes"], facts["operations"]
+    whole = (size["artifact"], operations["macs"], operations["bit_operations"])
+    beside = (size["side"], operations["side_macs"], operations["side_bit_operations"])
+    rows = {"the whole": whole}
+    if beside[1]:
+        without = tuple(all_of - part for all_of, part in zip(whole, beside, strict=True))
+        rows = {"without compensation": without, "compensation": beside, **rows}
+    table = Table("", "megabytes", "MMACs per image", "Gbit operations per image")
+    for name, (stored, macs, bit_operations) in rows.items():
+        table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
+    console.print(table)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
