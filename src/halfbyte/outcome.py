@@ -69,6 +69,7 @@ def _write(
             "side": side_bytes(session.model, session.layout),
         },
         "operations": operations(session.model, session.layout, left),
+        **_stages(session, quantized),
         "seconds": {**seconds, "evaluate": round(evaluation, 3), "total": total},
         "steps": [{"step": report.step, **report.figures} for report in session.reports],
         "peak_rss_bytes": peak_rss_bytes(),
@@ -78,6 +79,18 @@ def _write(
     }
     folder.finish(recipe.as_yaml(), metrics, render_run(metrics, recipe.as_yaml()))
     return metrics
+
+
+def _stages(session: Session, quantized: dict[str, Any]) -> dict[str, Any]:
+    """Of a training run, what each of its trainings came to."""
+    trained = [report for report in session.reports if "optimizer_steps" in report.figures]
+    stages = {
+        report.step: {"top1": None, "steps": report.figures["optimizer_steps"], "seconds": report.seconds}
+        for report in trained
+    }
+    if trained and session.reports[-1] is trained[-1]:
+        stages[trained[-1].step]["top1"] = quantized["top1"]
+    return {"stages": stages} if stages else {}
 
 
 def accuracy(found: Metrics) -> dict[str, float | None]:

@@ -1,0 +1,69 @@
+"""`halfbyte train`: images, a teacher and labels of its own, and what it refuses before anything is written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+RECIPE = (
+    "name: t\nbits: {weight: 3, activation: 3}\n"
+    "steps: [learned_steps: {images: 16}, train: {batch_size: 8, crops: 2, steps: 2, lr: 0.0005}]\n"
+)
+
+
+@pytest.fixture
+def few(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", x=pixels, y=np.arange(24) % 10)
+    return tmp_path / "few.npz"
+
+
+@pytest.fixture
+def train(halfbyte, tmp_path):
+    (tmp_path / "t.yaml").write_text(RECIPE)
+
+    def run(*arguments):
+        few = ("--calib-images", 16, "--limit", 16, "--workers", 0)
+        return halfbyte(
+            "train", "fashion_vit", "--recipe", tmp_path / "t.yaml", *few, "--out", tmp_path / "out", *arguments
+        )
+
+    return run
+
+
+def figures(tmp_path):
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    return next(step for step in metrics["steps"] if step["step"] == "train")
+
+
+def test_images_and_a_teacher_of_its_own(train, few, tmp_path):
+    done = train("--data", few, "--teacher", "fashion_resnet")
+    assert done.code == 0, done.err
+    assert figures(tmp_path)["images"] == {"training": 21, "held_out": 3}
+    assert figures(tmp_path)["optimizer_steps"] == 2
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    stage = metrics["stages"]["train"]
+    assert (stage["steps"], stage["top1"]) == (2, metrics["quantized"]["top1"])
+    train("--data", few, "--resume").refused("holds a run with other settings (teacher)")
+
+
+def test_soft_labels(train, halfbyte, few, tmp_path):
+    labels = tmp_path / "labels"
+    assert halfbyte("labels", "--teacher", "fashion_resnet", "--data", few, "--out", labels, "--crops", 4).code == 0
+    done = train("--data", few, "--labels", labels)
+    assert done.code == 0, done.err
+    # Without --data the images would be others than those that were labelled.
+    train("--labels", labels, "--force").refused("have none for")
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing(train, few, tmp_path):
+    train("--data", "nowhere").refused("images nowhere: does not exist")
+    train("--labels", "nowhere").refused("--labels nowhere: no such folder; make some with `halfbyte labels`")
+    (tmp_path / "empty").mkdir()
+    train("--labels", tmp_path / "empty").refused("lie as the images do; give these with --data DIR")
+    train("--teacher", "fashion_vt").refused("fashion_vit")
+    train("--set", "train.rule=best").refused("rule must be one of")
+    train("--set", "train.regularizer=0.01", "--set", "learned_steps.scheme=none").refused("scheme must be one of")
+    assert not (tmp_path / "out").exists()
