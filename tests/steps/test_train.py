@@ -76,7 +76,9 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
     assert same.metrics["quantized"] == start.metrics["quantized"]
 
 
-@pytest.mark.parametrize("settings", ["rule: vvtq, regularizer: 0.01", "average: 0.9, drop_path: 0.1, accumulate: 2"])
+@pytest.mark.parametrize(
+    "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, drop_path: 0.1, accumulate: 2"]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, monkeypatch, tmp_path, settings):
     settings = f"{SHORT}, epochs: 3, steps: 8, save_every: 2, {settings}"
     run(settings, "whole", limit=4, calib_images=64)
@@ -129,8 +131,21 @@ def test_soft_labels_take_the_teachers_place(tmp_path):
     assert calls == {False: calls[True] + 3, True: calls[True]}
 
 
+def test_weights_that_turn_are_counted_and_frozen(tmp_path):
+    session = session_of(tmp_path)
+    figures = session.run("train", Train(batch_size=8, steps=12, epochs=3, lr=0.01, oscillations=True)).figures
+    assert 0 < figures["oscillating"] < 0.9
+    assert figures["frozen"] == 0
+    # What has turned once in so few steps is frozen at once: less turns afterwards.
+    session = session_of(tmp_path)
+    step = Train(batch_size=8, steps=12, epochs=3, lr=0.01, freeze=1e-6)
+    frozen = session.run("train", step).figures
+    assert frozen["frozen"] > 0
+    assert frozen["oscillating"] < figures["oscillating"]
+
+
 def test_the_regularizer_is_told_what_it_needs(run):
-    with pytest.raises(HalfbyteError, match="looks at the bins of learned_steps"):
+    with pytest.raises(HalfbyteError, match="looks at the levels of learned_steps"):
         run(f"{SHORT}, regularizer: 0.01", first="repq: {images: 32}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halfbyte.families.layout import Site
 from halfbyte.layers.activation import ExactElementwise, ExactGELU
@@ -66,7 +66,7 @@ class LearnedSteps:
                 quantizer = LsqQuantizer(weight_bits, axis)
                 quantizer.set_step(least_squares_step(module.float_weight().detach(), weight_bits, axis=axis))
             else:
-                signed, shifted = form_of(session, site, operand)
+                signed, shifted = form_of(session.model, site, operand)
                 quantizer = LsqQuantizer(activation_bits, signed=signed, with_offset=shifted)
                 values = seen.of(module, operand)
                 if session.recipe.paper_exact:
@@ -76,11 +76,11 @@ class LearnedSteps:
             module.set_quantizer(operand, quantizer.to(session.device))
 
 
-def form_of(session: Session, site: Site, operand: str) -> tuple[bool, bool]:
+def form_of(model: nn.Module, site: Site, operand: str) -> tuple[bool, bool]:
     """Whether an activation's levels are signed, and whether they have an offset."""
     if site.role == "pv" and operand == "left":
         return False, False
-    activation = session.model.get_submodule(site.activation) if site.activation else None
+    activation = model.get_submodule(site.activation) if site.activation else None
     if isinstance(activation, (ExactGELU, ExactElementwise)):
         return False, True
     return activation is None, False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from timm.layers.drop import DropPath
@@ -23,6 +23,7 @@ from halfbyte.train.bin_regularizer import bin_spread, strength
 from halfbyte.train.learned_quantization import LearnedQuantization
 from halfbyte.train.loop import Chunk, Job, Plan, Trainer
 from halfbyte.train.losses import soft_cross_entropy
+from halfbyte.train.oscillation import OscillationTracker
 from halfbyte.train.soft_quantization import near_codes
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class ModelTraining:
             for number, tensor in enumerate(self._own()):
                 tensor.data.copy_(session.kept[f"step.{number}"])
             self.trainer.restore(session.kept)
+            for number, tracker in enumerate(self.trackers.values()):
+                tracker.restore({name: session.kept[f"turns.{number}.{name}"] for name in tracker.tensors()})
 
     def parts(self) -> list[Chunk | None]:
         """The work in parts; the first one, None, is `start`."""
@@ -95,6 +98,7 @@ class ModelTraining:
             "parameters": sum(parameter.numel() for parameter in self.trainer.parameters),
             "images": {"training": len(self.fitted), "held_out": len(self.held_out)},
             "optimizer_steps": self.trainer.schedule.total,
+            **self._turned(),
             "held_out_loss": losses,
             "chosen_epoch": losses.index(min(losses)),
             "training_loss": [round(note["loss"], 6) for note in self.session.notes if "loss" in note],
@@ -113,7 +117,9 @@ class ModelTraining:
             {"params": vectors, "weight_decay": 0.0},
             {"params": self._own(), "weight_decay": 0.0, "factor": step.step_lr},
         ]
-        job = Job(self._loss, self._held_out_loss, torch.zeros(1, device=session.device), self.learned.keep_positive)
+        watched = self._weighted() if step.oscillations or step.freeze else []
+        self.trackers = {site: OscillationTracker(self._levels(site), freeze=step.freeze or None) for site in watched}
+        job = Job(self._loss, self._held_out_loss, torch.zeros(1, device=session.device), self._after_step)
         self.trainer = Trainer(
             [group for group in groups if group["params"]], [], items, self.plan, job, device=session.device,
             world=session.world, workers=session.workers, keyed=True,
@@ -132,10 +138,37 @@ class ModelTraining:
         modules = (site_module(self.session.model, site.name) for site in self.session.layout.sites)
         return [module for module in modules if isinstance(module, WeightedSite)]
 
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        self.learned.keep_positive()
+        for site, tracker in self.trackers.items():
+            tracker.update(self._levels(site))
+            if self.step.freeze and site.weight is not None:
+                still = tracker.frozen_level * self.learned.step(site, "weight")
+                site.weight.copy_(torch.where(tracker.frozen, still, site.weight))
+
+    @torch.no_grad()
+    def _levels(self, site: WeightedSite) -> Tensor:
+        """The levels of a site's weight at its present step."""
+        quantizer = cast(LsqQuantizer, site.quantizer("weight"))
+        step = self.learned.step(site, "weight")
+        return (site.float_weight() / step).clamp(quantizer.low, quantizer.high).round()
+
+    def _turned(self) -> dict[str, float]:
+        """The shares of all weights that oscillate and that are frozen."""
+        if not self.trackers:
+            return {}
+        count = sum(tracker.turns.numel() for tracker in self.trackers.values())
+        turning = sum(tracker.share() * tracker.turns.numel() for tracker in self.trackers.values())
+        frozen = sum(int(tracker.frozen.sum()) for tracker in self.trackers.values())
+        return {"oscillating": round(turning / count, 6), "frozen": round(frozen / count, 6)}
+
     def _note(self, **figures: Any) -> None:
         self.session.notes.append(figures)
-        steps = {f"step.{number}": tensor.detach() for number, tensor in enumerate(self._own())}
-        self.session.kept = {**self.trainer.tensors(), **steps, "seed": torch.tensor(self.seed)}
+        kept = {f"step.{number}": tensor.detach() for number, tensor in enumerate(self._own())}
+        for number, tracker in enumerate(self.trackers.values()):
+            kept |= {f"turns.{number}.{name}": tensor for name, tensor in tracker.tensors().items()}
+        self.session.kept = {**self.trainer.tensors(), **kept, "seed": torch.tensor(self.seed)}
 
     @contextmanager
     def _training(self) -> Iterator[None]:

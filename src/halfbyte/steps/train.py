@@ -28,6 +28,8 @@ class Train:
     for which a branch is left out, growing from 0 over the blocks.
 
     rule: of the steps' gradients, `lsq`, `vvtq` or `none`. regularizer: the largest weight of VVTQ's (0: without).
+    oscillations: count the weights whose level turns back and forth; freeze: one that does so more often than this
+    share of the steps stays on the level where it was most (0: none, and it should be a few thousandths at least).
     hard: how much of the loss is the cross entropy with the images' classes, the rest is by the soft labels, or without
     them by the teacher. save_every: steps between two states from which a killed run continues.
     """
@@ -51,6 +53,8 @@ class Train:
     drop_path: float = 0.0
     rule: str = "lsq"
     regularizer: float = 0.0
+    oscillations: bool = False
+    freeze: float = 0.0
     hard: float = 0.0
     save_every: int = 20
 
@@ -61,7 +65,7 @@ class Train:
         for name, least in (*((name, 1) for name in counts), ("training_images", 0), ("steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}")
-        for name in ("lr", "last", "weight_decay", "average", "drop_path", "regularizer"):
+        for name in ("lr", "last", "weight_decay", "average", "drop_path", "regularizer", "freeze"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to less than 1")
         if not 0 < self.area <= 1 or not 0 <= self.hard <= 1:
@@ -73,13 +77,14 @@ class Train:
     def run(self, session: Session) -> dict[str, Any]:
         """Train in parts, behind each of which a killed run can continue.
 
-        Raises `HalfbyteError` for a regularizer without learned steps of weights (`learned_steps`), and where the loss
-        is not finite.
+        Raises `HalfbyteError` for what needs learned steps of weights (`learned_steps`) without them, and where the
+        loss is not finite.
         """
         odd = [site.name for site in session.layout.sites if "weight" in site.operands
                and not isinstance(site_module(session.model, site.name).quantizer("weight"), LsqQuantizer)]  # fmt: skip
-        if self.regularizer and odd:
-            raise HalfbyteError("train.regularizer looks at the bins of learned_steps; put that step before train")
+        for name in ("regularizer", "oscillations", "freeze"):
+            if getattr(self, name) and odd:
+                raise HalfbyteError(f"train.{name} looks at the levels of learned_steps; put that step before train")
         training = ModelTraining(session, self)
         for part in session.parts(training.parts(), "training"):
             if part is None:

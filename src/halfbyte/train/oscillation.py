@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 # A weight with more turns than this, as a moving average, oscillates.
 OSCILLATES = 0.005
+_STATE = ("last", "average", "direction", "turns", "frozen", "frozen_level")
 
 
 class OscillationTracker:
@@ -39,6 +42,15 @@ class OscillationTracker:
             self.frozen_level = torch.where(late, self.average.round(), self.frozen_level)
         self.average.mul_(1 - self.momentum).add_(self.momentum * levels)
         return levels
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a continuation needs."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name].to(self.last.device))
 
     def share(self) -> float:
         """The share of the weights that oscillate."""
