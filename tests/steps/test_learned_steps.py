@@ -52,7 +52,7 @@ def test_the_forms_of_the_scheme(run):
     assert -0.2 < found["blocks.0.mlp.fc2", "input"].offset < -0.1
 
 
-@pytest.mark.parametrize(("scheme", "floor"), [("vvtq", 80.0), ("lsq", 82.0)])
+@pytest.mark.parametrize(("scheme", "floor"), [("vvtq", 80.0), pytest.param("lsq", 82.0, marks=pytest.mark.slow)])
 def test_the_first_guess_is_better_than_the_published_one(run, scheme, floor):
     ours = run(scheme=scheme).metrics["quantized"]["top1"]
     assert ours >= floor

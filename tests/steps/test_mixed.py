@@ -51,6 +51,7 @@ def test_it_beats_one_width_for_all_at_equal_bytes(model, run):
     assert all(end == {"weight": 8, "activation": 8} for end in ends)
 
 
+@pytest.mark.slow
 def test_what_was_tried_tells_it_too(run):
     mixed = run("budget: 3.0bits, sensitivity: measured, most: 4", "measured")
     plain = run("", "plain")
