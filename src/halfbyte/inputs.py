@@ -19,8 +19,10 @@ from halfbyte.models.guide import Guide
 from halfbyte.models.load import LoadedModel, load_model
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe, StepCall, load_recipe
+from halfbyte.session import Step
 from halfbyte.steps.catalog import from_scratch, resolve, with_defaults
 from halfbyte.steps.mixed import Mixed
+from halfbyte.steps.train import Train
 
 DEFAULT_RECIPE = "halfbyte-fast"
 DEFAULT_CALIBRATION_IMAGES = 1024
@@ -93,7 +95,17 @@ def resolved_recipe(options: Options) -> Recipe:
         recipe = _within(options.budget, recipe)
     for assignment in options.settings:
         recipe = recipe.with_parameter(assignment)
+    steps = [step for _, step in resolve(recipe)]
+    if options.start is None and not any(step.calibrates or trains_float(step) for step in steps):
+        raise HalfbyteError(
+            f"{recipe.source}: no step calibrates; begin with one such as repq, or go on from an artifact with --from"
+        )
     return with_defaults(recipe)
+
+
+def trains_float(step: Step) -> bool:
+    """Whether a step leaves a float model."""
+    return isinstance(step, Train) and not step.quantize
 
 
 def _within(budget: str, recipe: Recipe) -> Recipe:

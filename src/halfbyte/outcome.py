@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from safetensors.torch import save as save_tensors
+
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
+from halfbyte.artifact_files import write_files
 from halfbyte.coverage import coverage
+from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
 from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
 from halfbyte.inputs import Inputs, budget_of
-from halfbyte.prepare import model_state, settle
+from halfbyte.layers.site import State
+from halfbyte.prepare import model_state, settle, site_module
 from halfbyte.report.run import render_run
 from halfbyte.run_folder import RunFolder
 from halfbyte.session import Session
 
 SQNR_IMAGES = 8
+# Of a trained float model: its file, and the width that its metrics name.
+WEIGHTS, FLOAT_BITS = "weights.safetensors", 32
 
 
 def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
@@ -23,6 +30,8 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
 
     Of several processes all evaluate, one writes, and all return what it wrote.
     """
+    if not is_calibrated(session):
+        return _finish_float(session, inputs, folder)
     round_leftovers(session.model)
     session.layout = settle(session.model, session.layout)
     start = time.perf_counter()
@@ -36,6 +45,38 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
     return written
 
 
+def is_calibrated(session: Session) -> bool:
+    """Whether the run leaves integers, or (a training without quantizers) a float model."""
+    return any(
+        site_module(session.model, site.name).quantizer(operand).fitted
+        for site in session.layout.sites
+        for operand in site.operands
+    )
+
+
+def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+    """The end of the training of a float model: its weights, under the names of the model that it began as."""
+    start = time.perf_counter()
+    floats, trained = _compare(session, inputs, "float")
+    seconds = time.perf_counter() - start
+    metrics = None
+    with session.world.agreed():
+        if folder.writes:
+            state, names = session.model.state_dict(), session.teacher.state_dict()
+            if missing := sorted(names.keys() - state.keys()):
+                raise HalfbyteError(
+                    f"the trained model has no {missing[0]}: its family cannot be trained in float here"
+                )
+            blob = save_tensors({name: state[name].detach().cpu().contiguous() for name in names})
+            write_files(folder.path, {WEIGHTS: blob})
+            metrics = _metrics(session, inputs, (floats, trained), seconds, len(blob), [], {}) | {
+                "bits": {"weight": FLOAT_BITS, "activation": FLOAT_BITS}
+            }
+            folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
+    written: dict[str, Any] = session.world.gather(metrics)[0]
+    return written
+
+
 def _write(
     session: Session,
     inputs: Inputs,
@@ -44,14 +85,30 @@ def _write(
     evaluation: float,
 ) -> dict[str, Any]:
     """Artifact, metrics and report; `evaluation` are the seconds that it took."""
-    floats, quantized = accuracies
-    seconds = {report.step: report.seconds for report in session.reports}
-    total = round(sum(report.seconds for report in session.reports), 3)
     left = coverage(session.model, session.layout)
     sites = _sites(session, inputs)
     size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    costs = operations(session.model, session.layout, left)
+    metrics = _metrics(session, inputs, accuracies, evaluation, size, sites, costs) | {"coverage": left}
+    folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
+    return metrics
+
+
+def _metrics(
+    session: Session,
+    inputs: Inputs,
+    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    evaluation: float,
+    size: int,
+    sites: list[dict[str, Any]],
+    costs: dict[str, Any],
+) -> dict[str, Any]:
+    """What `metrics.json` holds, the coverage apart."""
+    floats, quantized = accuracies
+    seconds = {report.step: report.seconds for report in session.reports}
+    total = round(sum(report.seconds for report in session.reports), 3)
     recipe, source = inputs.recipe, inputs.loaded.source
-    metrics = {
+    return {
         "schema": 1,
         "model": source.architecture,
         "weights": weights_facts(source.as_dict()),
@@ -68,17 +125,14 @@ def _write(
             "artifact": size,
             "side": side_bytes(session.model, session.layout),
         },
-        "operations": operations(session.model, session.layout, left),
+        "operations": costs,
         **_stages(session, quantized),
         "seconds": {**seconds, "evaluate": round(evaluation, 3), "total": total},
         "steps": [{"step": report.step, **report.figures} for report in session.reports],
         "peak_rss_bytes": peak_rss_bytes(),
         "sites": sites,
-        "coverage": left,
         "environment": environment(session.device),
     }
-    folder.finish(recipe.as_yaml(), metrics, render_run(metrics, recipe.as_yaml()))
-    return metrics
 
 
 def _stages(session: Session, quantized: dict[str, Any]) -> dict[str, Any]:
@@ -129,12 +183,12 @@ def _facts(session: Session, inputs: Inputs, sites: list[dict[str, Any]], left: 
     }
 
 
-def _compare(session: Session, inputs: Inputs) -> tuple[dict[str, Any], dict[str, Any]]:
+def _compare(session: Session, inputs: Inputs, state: State = "quantized") -> tuple[dict[str, Any], dict[str, Any]]:
     empty: dict[str, Any] = {"top1": None, "top5": None}
     if inputs.validation is None:
         return empty, {**empty, "agreement": None, "kl": None}
     loop = Loop(session.batch_size, session.workers, session.device, session.world, session.progress)
     floats, reference = evaluate(session.teacher, inputs.validation, loop, label="float model")
-    with model_state(session.model, "quantized"):
+    with model_state(session.model, state):
         quantized, _ = evaluate(session.model, inputs.validation, loop, reference, "quantized model")
     return {"top1": floats.top1, "top5": floats.top5}, accuracy(quantized)

@@ -58,6 +58,32 @@ def test_soft_labels(train, halfbyte, few, tmp_path):
     train("--labels", labels, "--force").refused("have none for")
 
 
+def test_a_float_model_leaves_its_weights(train, halfbyte, few, tmp_path):
+    settings = ("--data", few, "--recipe", "float", "--set", "train.steps=2", "--set", "train.batch_size=8")
+    done = train(*settings)
+    assert done.code == 0, done.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "weights.safetensors", "metrics.json", "recipe.yaml", "report.html", "log.jsonl"
+    }  # fmt: skip
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["bits"] == {"weight": 32, "activation": 32}
+    assert metrics["stages"]["train"]["steps"] == 2
+    facts = tmp_path / "facts.json"
+    again = (
+        "eval",
+        "fashion_vit",
+        "--weights",
+        tmp_path / "out" / "weights.safetensors",
+        "--limit",
+        16,
+        "--json",
+        facts,
+    )
+    assert halfbyte(*again).code == 0
+    assert json.loads(facts.read_text())["float"]["top1"] == metrics["quantized"]["top1"]
+    assert train(*settings, "--resume").code == 0
+
+
 def test_what_cannot_be_is_refused_and_leaves_nothing(train, few, tmp_path):
     train("--data", "nowhere").refused("images nowhere: does not exist")
     train("--labels", "nowhere").refused("--labels nowhere: no such folder; make some with `halfbyte labels`")
@@ -65,5 +91,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(train, few, tmp_path):
     train("--labels", tmp_path / "empty").refused("lie as the images do; give these with --data DIR")
     train("--teacher", "fashion_vt").refused("fashion_vit")
     train("--set", "train.rule=best").refused("rule must be one of")
+    train("--set", "train.quantize=false").refused("train changes the trained weights and cannot follow learned_steps")
+    (tmp_path / "only.yaml").write_text("name: only\nsteps: [train]\n")
+    train("--recipe", tmp_path / "only.yaml").refused("no step calibrates; begin with one such as repq")
     train("--set", "train.regularizer=0.01", "--set", "learned_steps.scheme=none").refused("scheme must be one of")
     assert not (tmp_path / "out").exists()

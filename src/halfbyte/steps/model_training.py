@@ -15,7 +15,7 @@ from halfbyte.data.crop_set import CropSet
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.layers.norm import ExactLayerNorm
-from halfbyte.layers.site import WeightedSite
+from halfbyte.layers.site import State, WeightedSite
 from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.session import Session
@@ -67,7 +67,7 @@ class ModelTraining:
 
     def start(self) -> None:
         """Let the weights begin at the codes that they have, and measure the model as it is."""
-        for site in self._weighted():
+        for site in self._weighted() if self.step.quantize else ():
             with torch.no_grad():
                 assert site.weight is not None
                 site.weight.copy_(near_codes(site))
@@ -82,7 +82,8 @@ class ModelTraining:
     def run(self, chunk: Chunk) -> None:
         """Take some steps."""
         try:
-            with self._training(), model_state(self.session.model, "observe", self.learned):
+            state: State = "observe" if self.step.quantize else "float"
+            with self._training(), model_state(self.session.model, state, self.learned):
                 loss, held_out = self.trainer.run(chunk)
         except FloatingPointError as error:
             raise HalfbyteError(f"training failed: {error}; lower train.lr") from None
@@ -107,7 +108,7 @@ class ModelTraining:
     def _build(self, seed: int) -> None:
         session, step = self.session, self.step
         self.seed = seed
-        sites = {site.name: site_module(session.model, site.name) for site in session.layout.sites}
+        sites = {site.name: site_module(session.model, site.name) for site in session.layout.sites if step.quantize}
         self.learned = LearnedQuantization(sites, step.rule, step.batch_size * step.crops)
         items = CropSet(self.fitted, session.preprocessing, step.crops, seed, session.soft_labels, (step.area, 1.0))
         matrices = [parameter for parameter in session.model.parameters() if parameter.ndim > 1]
@@ -216,7 +217,7 @@ class ModelTraining:
         return torch.stack(parts).sum()
 
     def _held_out_loss(self) -> float:
-        """KL(teacher || integer model) on the images that decide, prepared as for evaluation."""
+        """KL(teacher || model) on the images that decide, prepared as for evaluation, with the model's own integers."""
         session = self.session
         loop = Loop(session.batch_size, session.workers, session.device, session.world)
         if self._reference is None:
@@ -225,7 +226,7 @@ class ModelTraining:
         # Between two parts of a training the model is in training.
         training = session.model.training
         session.model.eval()
-        with model_state(session.model, "quantized"):
+        with model_state(session.model, "quantized" if self.step.quantize else "float"):
             found = evaluate(session.model, self.held_out, loop)[1].double().log_softmax(1)
         session.model.train(training)
         return float((self._reference.exp() * (self._reference - found)).sum(1).mean())

@@ -18,6 +18,7 @@ from halfbyte.train.learned_quantization import RULES
 class Train:
     """Train the model in the form in which it is deployed, on random crops of the training images.
 
+    quantize: false trains the float model, for a fair comparison: the run leaves its weights, and no artifact.
     training_images: how many of them (0: all), of which an eighth, at most 2,000, is held out: the epoch that is best
     on it is kept. epochs; steps: of the optimizer, at most (0: any). batch_size: images of a step, of each of which
     `crops` go through the model, in `accumulate` parts; area: the least share of an image that a crop has.
@@ -35,6 +36,7 @@ class Train:
     """
 
     calibrates: ClassVar[bool] = False
+    quantize: bool = True
     training_images: int = 0
     epochs: int = 1
     steps: int = 0
@@ -74,6 +76,18 @@ class Train:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0")
 
+    @property
+    def prepares(self) -> bool:
+        """Whether it changes the trained weights before anything is calibrated."""
+        return not self.quantize
+
+    def check(self, session: Session) -> None:
+        """Raises `HalfbyteError` for other steps beside the training of a float model."""
+        if not self.quantize and len(session.recipe.steps) > 1:
+            raise HalfbyteError(
+                f"{session.recipe.source}: train.quantize=false trains the float model; quantize it in another run"
+            )
+
     def run(self, session: Session) -> dict[str, Any]:
         """Train in parts, behind each of which a killed run can continue.
 
@@ -83,7 +97,7 @@ class Train:
         odd = [site.name for site in session.layout.sites if "weight" in site.operands
                and not isinstance(site_module(session.model, site.name).quantizer("weight"), LsqQuantizer)]  # fmt: skip
         for name in ("regularizer", "oscillations", "freeze"):
-            if getattr(self, name) and odd:
+            if getattr(self, name) and (odd or not self.quantize):
                 raise HalfbyteError(f"train.{name} looks at the levels of learned_steps; put that step before train")
         training = ModelTraining(session, self)
         for part in session.parts(training.parts(), "training"):
