@@ -32,6 +32,7 @@ def test_more_bits_are_better(tmp_path: Path) -> None:
     for bits in range(2, 9):
         result = halfbyte.quantize(
             model="fashion_vit",
+            recipe="repq",
             w_bits=bits,
             a_bits=bits,
             out=tmp_path / str(bits),
@@ -48,7 +49,7 @@ def test_more_bits_are_better(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
 def test_a_loaded_artifact_gives_the_same_logits_for_any_batch_and_threads(name: str, tmp_path: Path) -> None:
     result = halfbyte.quantize(
-        model=name, w_bits=4, a_bits=4, out=tmp_path / "run", limit=20, workers=0, calib_images=32
+        model=name, recipe="repq", w_bits=4, a_bits=4, out=tmp_path / "run", limit=20, workers=0, calib_images=32
     )
     loaded = halfbyte.load(result.folder)
     images = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
