@@ -78,9 +78,7 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
     assert same.metrics["quantized"] == start.metrics["quantized"]
 
 
-@pytest.mark.parametrize(
-    "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, drop_path: 0.1, accumulate: 2"]
-)
+@pytest.mark.parametrize("settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, monkeypatch, tmp_path, settings):
     settings = f"{SHORT}, epochs: 3, steps: 8, save_every: 2, {settings}"
     run(settings, "whole", limit=4, calib_images=64)
@@ -144,6 +142,12 @@ def test_weights_that_turn_are_counted_and_frozen(tmp_path):
     frozen = session.run("train", step).figures
     assert frozen["frozen"] > 0
     assert frozen["oscillating"] < figures["oscillating"]
+
+
+def test_drop_paths_that_a_model_lacks_are_told(run, tmp_path):
+    with pytest.raises(HalfbyteError, match="made without drop paths"):
+        run(f"{SHORT}, drop_path: 0.1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_regularizer_is_told_what_it_needs(run):

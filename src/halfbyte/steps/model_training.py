@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -176,7 +175,7 @@ class ModelTraining:
         """Gradients for every parameter, and the model in training; afterwards as it was."""
         model = self.session.model
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        drops = [module for module in model.modules() if isinstance(module, DropPath)]
+        drops = drop_paths(model)
         before = [module.drop_prob for module in drops]
         model.requires_grad_(True).train()
         for number, module in enumerate(drops):
@@ -230,3 +229,8 @@ class ModelTraining:
             found = evaluate(session.model, self.held_out, loop)[1].double().log_softmax(1)
         session.model.train(training)
         return float((self._reference.exp() * (self._reference - found)).sum(1).mean())
+
+
+def drop_paths(model: nn.Module) -> list[Any]:
+    """The modules that leave a branch out for some images while the model is trained; a model may have none."""
+    return [module for module in model.modules() if isinstance(getattr(module, "drop_prob", None), float)]

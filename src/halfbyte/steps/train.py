@@ -10,7 +10,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.session import Session
-from halfbyte.steps.model_training import ModelTraining
+from halfbyte.steps.model_training import ModelTraining, drop_paths
 from halfbyte.train.learned_quantization import RULES
 
 
@@ -82,7 +82,10 @@ class Train:
         return not self.quantize
 
     def check(self, session: Session) -> None:
-        """Raises `HalfbyteError` for other steps beside the training of a float model."""
+        """Raises `HalfbyteError` for other steps beside the training of a float model, and for
+        a rate of drop paths that the model does not have."""
+        if self.drop_path and not drop_paths(session.model):
+            raise HalfbyteError("train.drop_path: the model was made without drop paths; leave it 0")
         if not self.quantize and len(session.recipe.steps) > 1:
             raise HalfbyteError(
                 f"{session.recipe.source}: train.quantize=false trains the float model; quantize it in another run"

@@ -78,7 +78,9 @@ class LearnedQuantization:
             return 1.0
         high = quantizer.high if isinstance(quantizer, LsqQuantizer) else quantizer.levels // 2 - 1
         if operand == "weight":
-            return weight_multiplier(x, high) if self.rule == "vvtq" else lsq_multiplier(x.numel(), high)
+            # LSQ counts the weights that share a step: those of one channel, where each has its own.
+            shared = x.numel() // cast(Tensor, quantizer.scale).numel()
+            return weight_multiplier(x, high) if self.rule == "vvtq" else lsq_multiplier(shared, high)
         count = x.numel()
         if self.batch_size and self.images:
             count = count * self.batch_size // self.images
