@@ -54,7 +54,7 @@ def test_sharded_evaluation_gives_the_metrics_of_one_process(tmp_path: Path) -> 
     halfbyte.quantize(
         model="fashion_resnet", recipe="repq", w_bits=4, a_bits=4, out=run, limit=20, workers=0, calib_images=32
     )
-    arguments = ["eval", str(run), "--limit", "203", "--batch-size", "16", "--workers", "0", "--json"]
+    arguments = ["eval", str(run), "--limit", "53", "--batch-size", "16", "--workers", "0", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     single, sharded = tmp_path / "single.json", tmp_path / "sharded.json"
     subprocess.run([sys.executable, "-m", "halfbyte", *arguments, str(single)], check=True, env=environment)
@@ -71,6 +71,6 @@ def test_sharded_evaluation_gives_the_metrics_of_one_process(tmp_path: Path) -> 
     printed = subprocess.run([*torchrun, *arguments, str(sharded)], check=True, env=environment, capture_output=True)
     one, two = json.loads(single.read_text()), json.loads(sharded.read_text())
     assert one["quantized"] == two["quantized"]
-    assert one["images"]["evaluation"] == two["images"]["evaluation"] == 203
+    assert one["images"]["evaluation"] == two["images"]["evaluation"] == 53
     assert one["quantized"]["agreement"] is not None
     assert printed.stdout.decode().count("fashion_resnet") == 1

@@ -133,7 +133,10 @@ def _block_errors(name: str, session_of_adalog, bits: int):
             yield site_name, searched, OutputError(searched.trials(), used, values @ change.T)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("fashion_vit", 4), ("fashion_swin", 3)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("fashion_vit", 4), pytest.param("fashion_swin", 3, marks=pytest.mark.slow)],
+)
 @torch.no_grad()
 def test_the_race_finds_what_the_whole_search_finds(name: str, bits: int, session_of_adalog) -> None:
     seen = []

@@ -20,7 +20,15 @@ SHORTEST = ("adalog.images=4", "adalog.rounds=1", "adalog.candidates=64", "adalo
 TENSORS = "model.safetensors"
 
 
-@pytest.mark.parametrize(("model", "bits"), FLOORS)
+@pytest.mark.parametrize(
+    ("model", "bits"),
+    [
+        ("fashion_vit", 3),
+        ("fashion_swin", 4),
+        pytest.param("fashion_vit", 4, marks=pytest.mark.slow),
+        pytest.param("fashion_swin", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_accuracy_at_few_bits(model: str, bits: int, tmp_path: Path) -> None:
     metrics = halfbyte.quantize(
         model=model, recipe="adalog", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=500, workers=0,
@@ -34,9 +42,16 @@ CHOICES = {
     "adalog": False, "adalog-paper": True, "log2-paper": True, "log_sqrt2": False, "uniform": False,
     "twin_uniform": False,
 }  # fmt: skip
+SLOW = ("adalog", "log2-paper", "twin_uniform")
 
 
-@pytest.mark.parametrize(("name", "paper"), CHOICES.items(), ids=CHOICES)
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        pytest.param(*choice, id=choice[0], marks=pytest.mark.slow if choice[0] in SLOW else ())
+        for choice in CHOICES.items()
+    ],
+)
 def test_every_quantizer_of_attention_maps_and_gelu(name: str, paper: bool, tmp_path: Path) -> None:
     choice = name.removesuffix("-paper")
     result = halfbyte.quantize(
@@ -65,6 +80,7 @@ def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_search_continues_with_the_block_where_it_stopped(survives_sigkill) -> None:
     settings = [part for setting in SHORTEST for part in ("--set", setting)]
     survives_sigkill("fashion_vit", "--recipe", "adalog", "--calib-images", 8, "--limit", 16, *settings, parts=3)

@@ -26,7 +26,7 @@ def quantized(model: str, recipe: str, bits: int, out: Path, *settings: str) -> 
     ("model", "lost", "left"),
     [
         ("fashion_vit", 2.0, 0.7),
-        ("fashion_resnet", 2.0, 0.9),
+        pytest.param("fashion_resnet", 2.0, 0.9, marks=pytest.mark.slow),
         pytest.param("fashion_swin", 1.0, 0.9, marks=pytest.mark.slow),
     ],
 )

@@ -16,7 +16,10 @@ steps:
 """
 
 
-@pytest.mark.parametrize(("model", "floor"), [("fashion_vit", 80.0), ("fashion_resnet", 88.0)])
+@pytest.mark.parametrize(
+    ("model", "floor"),
+    [pytest.param("fashion_vit", 80.0, marks=pytest.mark.slow), ("fashion_resnet", 88.0)],
+)
 def test_it_gains_on_its_calibration(model: str, floor: float, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE)
     result = halfbyte.quantize(

@@ -114,7 +114,7 @@ def site_errors(session: Session) -> dict[str, float]:
     return errors
 
 
-@pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.parametrize("bits", [3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (4, 6))])
 def test_no_site_is_worse_than_the_references(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the paper's quantizers; by the published search, whose ties are broken otherwise, or by ours."""
     make, published = Settings.make, session_of(micro_vit("raw."), bits)

@@ -51,7 +51,9 @@ def block_error(session: Session) -> float:
     return float((outputs[0] - outputs[1]).square().mean() / outputs[0].var())
 
 
-@pytest.mark.parametrize("model", ["fashion_vit", "fashion_swin", "fashion_resnet"])
+@pytest.mark.parametrize(
+    "model", ["fashion_vit", pytest.param("fashion_swin", marks=pytest.mark.slow), "fashion_resnet"]
+)
 @pytest.mark.parametrize(
     "step",
     ["bias_correct: {images: 64}", "bias_correct: {images: 64, affine: true}", "refit: {images: 64}",

@@ -36,7 +36,8 @@ def averages(metrics):
 
 
 @pytest.mark.parametrize(
-    "model", ["fashion_vit", pytest.param("fashion_swin", marks=pytest.mark.slow), "fashion_resnet"]
+    "model",
+    [*(pytest.param(f"fashion_{name}", marks=pytest.mark.slow) for name in ("vit", "swin")), "fashion_resnet"],
 )
 def test_it_beats_one_width_for_all_at_equal_bytes(model, run):
     mixed = run("budget: 3.0bits", "mixed", model, images=32, calib_images=32)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from halfbyte.quantizers.base import Quantizer
 
-# VVTQ's is 1e-4, which is more than many a channel's step at 8 bits.
-LEAST_STEP = 1e-8
 # The fixed point of a weight's step is reached long before.
 ROUNDS = 200
 _CONVERGED = 1e-5

@@ -56,6 +56,8 @@ class ModelTraining:
             self._build(int(session.kept["seed"]))
             for number, tensor in enumerate(self._own()):
                 tensor.data.copy_(session.kept[f"step.{number}"])
+            for number, first in enumerate(self.learned.first):
+                first.copy_(session.kept[f"first.{number}"])
             self.trainer.restore(session.kept)
             for number, tracker in enumerate(self.trackers.values()):
                 tracker.restore({name: session.kept[f"turns.{number}.{name}"] for name in tracker.tensors()})
@@ -108,7 +110,7 @@ class ModelTraining:
         session, step = self.session, self.step
         self.seed = seed
         sites = {site.name: site_module(session.model, site.name) for site in session.layout.sites if step.quantize}
-        self.learned = LearnedQuantization(sites, step.rule, step.batch_size * step.crops)
+        self.learned = LearnedQuantization(sites, step.rule, step.batch_size * step.crops, relative=step.relative)
         items = CropSet(self.fitted, session.preprocessing, step.crops, seed, session.soft_labels, (step.area, 1.0))
         matrices = [parameter for parameter in session.model.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in session.model.parameters() if parameter.ndim <= 1]
@@ -166,6 +168,7 @@ class ModelTraining:
     def _note(self, **figures: Any) -> None:
         self.session.notes.append(figures)
         kept = {f"step.{number}": tensor.detach() for number, tensor in enumerate(self._own())}
+        kept |= {f"first.{number}": first for number, first in enumerate(self.learned.first)}
         for number, tracker in enumerate(self.trackers.values()):
             kept |= {f"turns.{number}.{name}": tensor for name, tensor in tracker.tensors().items()}
         self.session.kept = {**self.trainer.tensors(), **kept, "seed": torch.tensor(self.seed)}

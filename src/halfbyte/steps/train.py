@@ -23,7 +23,8 @@ class Train:
     on it is kept. epochs; steps: of the optimizer, at most (0: any). batch_size: images of a step, of each of which
     `crops` go through the model, in `accumulate` parts; area: the least share of an image that a crop has.
 
-    lr, of the weights, times `step_lr` that of steps and offsets; it rises for `warmup` epochs and falls to the share
+    lr, of the weights, times `step_lr` that of steps and offsets, which are learned as shares of their first value
+    where `relative`; it rises for `warmup` epochs and falls to the share
     `last`. weight_decay: of what has more than one dimension. clip: the largest norm of the gradient (0: any). average:
     of the moving average that is kept (0: none). autocast: products in bfloat16. drop_path: the share of the images
     for which a branch is left out, growing from 0 over the blocks.
@@ -46,6 +47,7 @@ class Train:
     accumulate: int = 1
     lr: float = 1e-4
     step_lr: float = 1.0
+    relative: bool = True
     warmup: float = 0.0
     last: float = 0.01
     weight_decay: float = 1e-4

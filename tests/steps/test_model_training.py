@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from halfbyte import api
-from halfbyte.data.images import EMBEDDED_CALIBRATION, open_images
 from halfbyte.data.soft_labels import LabelPlan, ShardedLabels, write_labels
 from halfbyte.errors import HalfbyteError
 from halfbyte.inputs import Options, read_inputs, resolved_recipe
@@ -110,9 +109,9 @@ def session_of(tmp_path, **options) -> Session:
 
 def test_soft_labels_take_the_teachers_place(tmp_path):
     config = create_builtin("fashion_vit").pretrained_cfg
-    images = open_images(EMBEDDED_CALIBRATION, config, num_classes=None)
     plan = LabelPlan({}, {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}, 10, crops=2)
-    float_model = session_of(tmp_path).teacher
+    asking = session_of(tmp_path)
+    images, float_model = asking.calibration, asking.teacher
 
     def predict(crops):
         with torch.no_grad():
