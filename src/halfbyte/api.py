@@ -41,6 +41,7 @@ from halfbyte.recipe import Recipe
 from halfbyte.run_folder import Found, RunFolder
 from halfbyte.session import Session
 from halfbyte.steps.catalog import resolve
+from halfbyte.tensorboard import ScalarLog, require_tensorboard
 
 
 @dataclass
@@ -78,11 +79,17 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
         for _, step in steps:
             if (check := getattr(step, "check", None)) is not None:
                 check(session)
+        if options.tensorboard:
+            require_tensorboard()
         continues = found is Found.UNFINISHED and session.restore_state(folder.path)
     with processes.agreed():
         if not continues:
             folder.start()
-    session.folder = folder.path if folder.writes else None
+    if folder.writes:
+        session.folder = folder.path
+        session.recorders.append(folder.log)
+        if options.tensorboard:
+            session.recorders.append(ScalarLog(folder.path / "tensorboard"))
     for name, step in steps[len(session.reports) :]:
         report = session.run(name, step)
         folder.log("step", step=name, seconds=report.seconds, **report.figures)

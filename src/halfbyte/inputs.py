@@ -35,7 +35,8 @@ class Options:
 
     `start` is `--from`: the artifact with whose quantizers and edits the run begins. `budget`, such as 4.0bits or
     3.2MB, gives sites widths of their own (the step `mixed`). What trains sees the images `data` (None: those for
-    calibration) and learns from `labels`, else from the model `teacher`, else from the float model.
+    calibration) and learns from `labels`, else from the model `teacher`, else from the float model; its figures are
+    also written for `tensorboard`.
     """
 
     model: str | None = None
@@ -59,6 +60,7 @@ class Options:
     data: Path | None = None
     teacher: str | None = None
     labels: Path | None = None
+    tensorboard: bool = False
     out: Path | None = None
     resume: bool = False
     force: bool = False

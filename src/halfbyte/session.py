@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -91,6 +91,8 @@ class Session:
     notes: list[dict[str, Any]] = field(default_factory=list)
     # Tensors besides the model's of the step that runs now; they outlive a kill too.
     kept: dict[str, Tensor] = field(default_factory=dict)
+    # Whoever writes down what happens: called with an event's name and its facts.
+    recorders: list[Callable[..., None]] = field(default_factory=list)
     # The widths in force: the recipe's until a step gives sites others.
     bits: BitPlan = field(init=False)
     _aligned: nn.Module | None = None
@@ -118,15 +120,20 @@ class Session:
         self._save()
         return report
 
-    def parts(self, items: Sequence[T], description: str) -> Iterator[T]:
+    def parts(self, items: Sequence[T], description: str, detail: Callable[[], str] | None = None) -> Iterator[T]:
         """Yield the parts of a step's work, with progress. The state is saved behind each: a run that was killed
         continues with the first part that was not finished."""
         left = items[self._parts :]
-        for item in self.progress.track(left, description, len(left)):
+        for item in self.progress.track(left, description, len(left), detail):
             yield item
             self._parts += 1
             self._spent = time.perf_counter() - self._start
             self._save()
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Tell all that follow the run what happened. A part that is repeated after a kill is told again."""
+        for recorder in self.recorders:
+            recorder(event, **facts)
 
     def _save(self) -> None:
         if self.folder is not None:

@@ -16,11 +16,11 @@ ARTIFACT = ("model.safetensors", "config.json", "quantization.json")
 
 @pytest.fixture
 def survives_sigkill(tmp_path, kill_when) -> Callable[..., None]:
-    """Run `halfbyte quantize` with these options, kill it once its state holds so many parts of a step, let it go on,
-    and compare its artifact with that of a run nobody disturbed."""
+    """Run `halfbyte quantize`, or another verb, with these options, kill it once its state holds so many parts of a
+    step, let it go on, and compare its artifact with that of a run nobody disturbed."""
 
-    def check(*options: object, parts: int) -> None:
-        command = [sys.executable, "-m", "halfbyte", "quantize", *map(str, options), "--workers", "0", "--out"]
+    def check(*options: object, parts: int, verb: str = "quantize") -> None:
+        command = [sys.executable, "-m", "halfbyte", verb, *map(str, options), "--workers", "0", "--out"]
         killed, whole = tmp_path / "killed", tmp_path / "whole"
         kill_when([*command, str(killed)], lambda: _parts(killed / "resume.safetensors") >= parts)
         assert not (killed / ARTIFACT[0]).exists()

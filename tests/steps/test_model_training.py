@@ -77,7 +77,9 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
     assert same.metrics["quantized"] == start.metrics["quantized"]
 
 
-@pytest.mark.parametrize("settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2"])
+@pytest.mark.parametrize(
+    "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2, drop_path: 0.3"]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, monkeypatch, tmp_path, settings):
     settings = f"{SHORT}, epochs: 3, steps: 8, save_every: 2, {settings}"
     run(settings, "whole", limit=4, calib_images=64)
@@ -144,8 +146,8 @@ def test_weights_that_turn_are_counted_and_frozen(tmp_path):
 
 
 def test_drop_paths_that_a_model_lacks_are_told(run, tmp_path):
-    with pytest.raises(HalfbyteError, match="made without drop paths"):
-        run(f"{SHORT}, drop_path: 0.1")
+    with pytest.raises(HalfbyteError, match="no branches"):
+        run(f"{SHORT}, drop_path: 0.1", model="fashion_resnet")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.session import Session
 from halfbyte.train.bin_regularizer import bin_spread, strength
+from halfbyte.train.drop_paths import dropping_paths
 from halfbyte.train.learned_quantization import LearnedQuantization
 from halfbyte.train.loop import Chunk, Job, Plan, Trainer
 from halfbyte.train.losses import soft_cross_entropy
@@ -78,17 +80,31 @@ class ModelTraining:
                 module.trained_weight = module.trained_bias = None
         self._build(int(torch.randint(2**31, (), generator=self.session.generator)))
         self._check_alike()
-        self._note(held_out=self.trainer.start(self.session.generator))
+        self._note(step=0, held_out=self.trainer.start(self.session.generator))
 
     def run(self, chunk: Chunk) -> None:
         """Take some steps."""
+        start = time.perf_counter()
         try:
             state: State = "observe" if self.step.quantize else "float"
-            with self._training(), model_state(self.session.model, state, self.learned):
+            with self._training(chunk), model_state(self.session.model, state, self.learned):
                 loss, held_out = self.trainer.run(chunk)
         except FloatingPointError as error:
             raise HalfbyteError(f"training failed: {error}; lower train.lr") from None
-        self._note(epoch=chunk.epoch + 1, loss=loss, **({} if held_out is None else {"held_out": held_out}))
+        done = chunk.epoch * self.plan.steps(len(self.fitted)) + chunk.end
+        seen = min(chunk.end * self.plan.batch_size, len(self.fitted)) - chunk.first * self.plan.batch_size
+        self._note(
+            epoch=chunk.epoch + 1, step=done, loss=loss, lr=self.trainer.schedule.at(done - 1),
+            images_per_second=round(seen / (time.perf_counter() - start), 2),
+            **({} if held_out is None else {"held_out": held_out}),
+        )  # fmt: skip
+
+    def detail(self) -> str:
+        """Of the last steps the loss, the rate and the speed, for whoever watches."""
+        note = self.session.notes[-1]
+        if "loss" not in note:
+            return ""
+        return f"loss {note['loss']:.4f}, lr {note['lr']:.1e}, {note['images_per_second']:.1f} images/s"
 
     def finish(self) -> dict[str, Any]:
         """Leave the best epoch's model; figures of the training."""
@@ -167,6 +183,7 @@ class ModelTraining:
 
     def _note(self, **figures: Any) -> None:
         self.session.notes.append(figures)
+        self.session.record("training", **figures)
         kept = {f"step.{number}": tensor.detach() for number, tensor in enumerate(self._own())}
         kept |= {f"first.{number}": first for number, first in enumerate(self.learned.first)}
         for number, tracker in enumerate(self.trackers.values()):
@@ -174,23 +191,20 @@ class ModelTraining:
         self.session.kept = {**self.trainer.tensors(), **kept, "seed": torch.tensor(self.seed)}
 
     @contextmanager
-    def _training(self) -> Iterator[None]:
+    def _training(self, chunk: Chunk) -> Iterator[None]:
         """Gradients for every parameter, and the model in training; afterwards as it was."""
         model = self.session.model
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        drops = drop_paths(model)
-        before = [module.drop_prob for module in drops]
-        model.requires_grad_(True).train()
-        for number, module in enumerate(drops):
-            module.drop_prob = self.step.drop_path * number / max(1, len(drops) - 1)
-        try:
-            yield
-        finally:
-            model.eval()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            for module, probability in zip(drops, before, strict=True):
-                module.drop_prob = probability
+        # What a model draws by itself, such as the branches that it leaves out, is drawn again in a repeated part.
+        with dropping_paths(model, self.step.drop_path), torch.random.fork_rng():
+            torch.manual_seed(self.seed + chunk.epoch * self.plan.steps(len(self.fitted)) + chunk.first)
+            model.requires_grad_(True).train()
+            try:
+                yield
+            finally:
+                model.eval()
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
 
     def _loss(self, crops: Tensor, labels: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
         images = crops.flatten(0, 1)
@@ -232,8 +246,3 @@ class ModelTraining:
             found = evaluate(session.model, self.held_out, loop)[1].double().log_softmax(1)
         session.model.train(training)
         return float((self._reference.exp() * (self._reference - found)).sum(1).mean())
-
-
-def drop_paths(model: nn.Module) -> list[Any]:
-    """The modules that leave a branch out for some images while the model is trained; a model may have none."""
-    return [module for module in model.modules() if isinstance(getattr(module, "drop_prob", None), float)]

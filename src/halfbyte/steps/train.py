@@ -10,7 +10,8 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.session import Session
-from halfbyte.steps.model_training import ModelTraining, drop_paths
+from halfbyte.steps.model_training import ModelTraining
+from halfbyte.train.drop_paths import drop_path_places
 from halfbyte.train.learned_quantization import RULES
 
 
@@ -86,8 +87,8 @@ class Train:
     def check(self, session: Session) -> None:
         """Raises `HalfbyteError` for other steps beside the training of a float model, and for
         a rate of drop paths that the model does not have."""
-        if self.drop_path and not drop_paths(session.model):
-            raise HalfbyteError("train.drop_path: the model was made without drop paths; leave it 0")
+        if self.drop_path and not drop_path_places(session.model):
+            raise HalfbyteError("train.drop_path: the model has no branches of which timm drops paths; leave it 0")
         if not self.quantize and len(session.recipe.steps) > 1:
             raise HalfbyteError(
                 f"{session.recipe.source}: train.quantize=false trains the float model; quantize it in another run"
@@ -105,7 +106,7 @@ class Train:
             if getattr(self, name) and (odd or not self.quantize):
                 raise HalfbyteError(f"train.{name} looks at the levels of learned_steps; put that step before train")
         training = ModelTraining(session, self)
-        for part in session.parts(training.parts(), "training"):
+        for part in session.parts(training.parts(), "training", training.detail):
             if part is None:
                 training.start()
             else:

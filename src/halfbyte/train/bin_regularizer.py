@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +20,47 @@ def bin_spread(weight: Tensor, step: Tensor, multiplier: Tensor | float, bits: i
     Wc is the weight clipped, Wq quantized; variances are unbiased, of bins with two members and more. The gradient of
     the step is multiplied by `multiplier`. The published code finds members by comparing floats and misses some.
     """
-    low, high = bounds(bits, signed=True)
-    scaled = step * multiplier + (step - step * multiplier).detach()
-    clipped = (weight / scaled).clamp(low, high)
-    levels = clipped.detach().round()
-    # Within a bin the distance from the level varies as the weight does, without the digits that cancel.
-    distance = clipped * scaled - (levels * step).detach()
-    bins = (levels - low).flatten().long()
-    flat = distance.flatten()
-    zeros = flat.new_zeros(high - low + 1)
-    count = zeros.index_add(0, bins, torch.ones_like(flat))
-    total, squares = zeros.index_add(0, bins, flat), zeros.index_add(0, bins, flat.square())
-    variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)
-    return flat.square().mean() + torch.where(count > 1, variance, 0.0).sum()
+    spread: Tensor = _BinSpread.apply(weight, step, multiplier, bits)
+    return spread
+
+
+class _BinSpread(torch.autograd.Function):
+    """With the gradients written out: of the clipped weight's distance d from its level, in a bin of n weights with
+    the mean m, 2 d / N + 2 (d - m) / (n - 1). The weight has it where nothing is clipped, the step where it is."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, step: Tensor, multiplier: Tensor | float, bits: int) -> Tensor:
+        low, high = bounds(bits, signed=True)
+        units = (weight / step).flatten()
+        levels = units.round().clamp_(low, high)
+        # Within a bin the distance from the level varies as the weight does, without the digits that cancel.
+        distance = (units.clamp(low, high) - levels).mul_(step)
+        bins = levels.sub_(low).long()
+        zeros = distance.new_zeros(high - low + 1)
+        count = zeros.scatter_add(0, bins, torch.ones_like(distance))
+        total, squares = zeros.scatter_add(0, bins, distance), zeros.scatter_add(0, bins, distance.square())
+        mean, others = total / count.clamp(min=1), (count - 1).clamp(min=1)
+        variance = torch.where(count > 1, (squares - total * mean) / others, 0.0)
+        ctx.save_for_backward(units, distance, bins, mean, torch.where(count > 1, 2 / others, 0.0))
+        ctx.multiplier, ctx.low, ctx.high, ctx.shape = multiplier, low, high, weight.shape
+        return squares.sum() / len(units) + variance.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        units, distance, bins, mean, share = ctx.saved_tensors
+        by_clipped = (
+            (distance - mean.index_select(0, bins))
+            .mul_(share.index_select(0, bins))
+            .add_(distance, alpha=2 / len(units))
+            .mul_(gradients[0])
+        )
+        beyond = units.clamp(ctx.low, ctx.high)
+        inside = units == beyond
+        by_weight = (by_clipped * inside).view(ctx.shape)
+        by_step = None
+        if ctx.needs_input_grad[1]:
+            by_step = beyond.mul_(by_clipped).masked_fill_(inside, 0.0).sum() * ctx.multiplier
+        return by_weight, by_step, None, None
 
 
 def strength(progress: float, start: float = START, largest: float = LARGEST) -> float:
