@@ -1,11 +1,12 @@
-"""Accuracy of calibration recipes on one model at several widths: runs them and keeps a table.
+"""Accuracy of recipes on one model at several widths: runs them and keeps a table.
 
     python benchmarks/accuracy_table.py MODEL --weights FILE --calib DIR --val DIR [--crop-pct F] --out TABLE.json \
         --runs adalog:4 adalog:4:1 repq:3 ...
 
 A run is RECIPE:BITS[:SEED][+STEP.KEY=VALUE ...], BITS those of weights and activations (4), or of each (4/8). Those
 that the table holds are not repeated. At the end the table is printed. With --from ARTIFACT the recipes go on from an
-artifact, whose widths BITS repeats; with --keep DIR the run folders stay there.
+artifact, whose widths BITS repeats; with --keep DIR the run folders stay there. What trains has the images --data and
+the soft labels --labels; BITS of 32 leave a recipe its own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--budget")
     parser.add_argument("--from", dest="start", type=Path)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--labels", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN")
     options = parser.parse_args()
@@ -62,12 +65,14 @@ def main() -> None:
         }
         if any(row["run"] == key for row in _rows(options.out)):
             continue
-        widths = {} if options.start else {"w_bits": int(weight), "a_bits": int(activation)}
+        own = options.start or int(weight) == 32
+        widths = {} if own else {"w_bits": int(weight), "a_bits": int(activation)}
         with tempfile.TemporaryDirectory() as folder:
             metrics = halfbyte.quantize(
                 model=options.model, weights=options.weights, calib=options.calib, val=options.val,
                 crop_pct=options.crop_pct, calib_images=options.calib_images, recipe=recipe, budget=options.budget,
-                start=options.start, seed=int(seed), settings=tuple(settings),
+                start=options.start, data=options.data, labels=options.labels, seed=int(seed),
+                settings=tuple(settings),
                 out=(options.keep or Path(folder)) / re.sub(r"[^\w.-]+", "_", run), **widths,
             ).metrics  # fmt: skip
         row = {

@@ -26,6 +26,7 @@ from halfbyte.progress import Progress
 
 HEADER, FORMAT, VERSION = "labels.json", "halfbyte soft labels", 1
 SHARD = 256
+_TENSORS = ("sizes", "boxes", "mirrored", "ids", "probabilities")
 # Of ids and of boxes in the file.
 MOST_CLASSES = MOST_PIXELS = 2**16
 
@@ -197,7 +198,8 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 class ShardedLabels:
-    """What `write_labels` wrote, for a model with so many classes; each shard is read once.
+    """What `write_labels` wrote, for a model with so many classes. Every shard is checked at once; what an image needs
+    is read from the file when it is asked for, so labels may be larger than the memory.
 
     Raises `HalfbyteError` where something is missing, damaged, or for other classes.
     """
@@ -209,11 +211,9 @@ class ShardedLabels:
                 f"soft labels {folder} are for {self.header['classes']} classes, the model has {classes}; choose others"
             )
         self._places: dict[str, tuple[int, int]] = {}
-        self._shards: list[dict[str, Tensor]] = []
         count = -(-self.header["images"] // SHARD)
         for number in range(count):
-            names, tensors = self._read(_shard(folder, number))
-            self._shards.append(tensors)
+            names = self._checked(_shard(folder, number))
             self._places |= {name: (number, row) for row, name in enumerate(names)}
 
     def of(self, name: str) -> SoftLabel:
@@ -221,22 +221,26 @@ class ShardedLabels:
         if name not in self._places:
             raise HalfbyteError(f"soft labels {self.folder} have none for {name}; make them for these images")
         number, row = self._places[name]
-        shard = self._shards[number]
-        height, width = shard["sizes"][row].tolist()
-        fractions = shard["boxes"][row].double() / torch.tensor([height, width, height, width])
-        return SoftLabel(
-            fractions, shard["mirrored"][row], shard["ids"][row].long(), shard["probabilities"][row].float()
-        )
+        path = _shard(self.folder, number)
+        try:
+            with safe_open(path, "pt") as file:
+                found = {key: file.get_slice(key)[row : row + 1][0] for key in _TENSORS}
+        except (SafetensorError, OSError) as error:
+            raise HalfbyteError(f"soft labels {path} cannot be read any more ({error}); start again") from None
+        height, width = found["sizes"].tolist()
+        fractions = found["boxes"].double() / torch.tensor([height, width, height, width])
+        return SoftLabel(fractions, found["mirrored"], found["ids"].long(), found["probabilities"].float())
 
-    def _read(self, path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    def _checked(self, path: Path) -> list[str]:
+        """The names of a shard's images."""
         if not path.is_file():
             raise HalfbyteError(
                 f"soft labels {self.folder}: {path.name} is missing; continue making them with --resume"
             )
         try:
             with safe_open(path, "pt") as file:
-                names = json.loads(file.metadata()["names"])
-                tensors = {key: file.get_tensor(key) for key in ("sizes", "boxes", "mirrored", "ids", "probabilities")}
+                names: list[str] = json.loads(file.metadata()["names"])
+                tensors = {key: file.get_tensor(key) for key in _TENSORS}
             crops, top = self.header["crops"], self.header["top"]
             shapes = {"sizes": (2,), "boxes": (crops, 4), "mirrored": (crops,), "ids": (crops, top),
                       "probabilities": (crops, top)}  # fmt: skip
@@ -249,4 +253,4 @@ class ShardedLabels:
                 raise ValueError("a probability is not finite")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise HalfbyteError(f"soft labels {path}: damaged ({error}); delete the file and make it again") from None
-        return names, tensors
+        return names
