@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RECIPE = (
     "name: t\nbits: {weight: 3, activation: 3}\n"
@@ -56,6 +58,26 @@ def test_soft_labels(train, halfbyte, few, tmp_path):
     assert done.code == 0, done.err
     # Without --data the images would be others than those that were labelled.
     train("--labels", labels, "--force").refused("have none for")
+
+
+def test_what_happens_is_written_down(train, few, tmp_path):
+    done = train("--data", few, "--tensorboard", "--set", "train.save_every=1")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    first, *steps = [line for line in lines if line["event"] == "training"]
+    assert (first["step"], sorted(first)) == (0, ["event", "held_out", "step"])
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(line["images_per_second"] > 0 and line["lr"] > 0 and line["loss"] > 0 for line in steps)
+    curves = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("training/loss")] == [1, 2]
+    assert [event.value for event in curves.Scalars("training/loss")] == pytest.approx([line["loss"] for line in steps])
+    assert [event.step for event in curves.Scalars("training/held_out")] == [0, 2]
+
+
+def test_tensorboard_that_is_missing_is_told_before_anything_is_written(train, few, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train("--data", few, "--tensorboard").refused("pip install 'halfbyte[tensorboard]'")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_float_model_leaves_its_weights(train, halfbyte, few, tmp_path):

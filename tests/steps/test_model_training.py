@@ -53,6 +53,13 @@ def test_it_gains_on_its_start(run, first, train):
     assert min(losses[1:]) < 0.85 * losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["fashion_swin", "fashion_resnet"])
+def test_other_families_gain_too(run, model):
+    losses = held_out(run(f"{SHORT}, epochs: 2, step_lr: 10", first="learned_steps: {scheme: lsq}", model=model))
+    assert min(losses[1:]) < 0.85 * losses[0]
+
+
 def test_the_artifact_is_what_was_trained(run, tmp_path):
     result = run(f"{SHORT}, steps: 3", limit=50)
     images = torch.randn(4, 1, 28, 28)
