@@ -21,10 +21,22 @@ def test_without_a_terminal_there_are_plain_lines_with_the_time_left(monkeypatch
     assert stream.getvalue().splitlines() == ["counting: 2 of 5, 18 s left", "counting: 4 of 5, 6 s left"]
 
 
+def test_a_line_says_what_else_there_is_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(halfbyte.progress.time, "monotonic", lambda: float(next(clock)))
+    stream, seen = io.StringIO(), []
+    for item in Progress(stream=stream).track(range(3), "counting", 3, lambda: f"last {seen[-1]}"):
+        seen.append(item)
+    assert stream.getvalue().splitlines() == [
+        "counting: 1 of 3, 20 s left, last 0", "counting: 2 of 3, 10 s left, last 1"
+    ]  # fmt: skip
+
+
 def test_on_a_terminal_there_is_a_bar() -> None:
     stream = Terminal()
-    assert list(Progress(stream=stream).track(range(3), "counting", 3)) == [0, 1, 2]
+    assert list(Progress(stream=stream).track(range(3), "counting", 3, lambda: "loss 0.5")) == [0, 1, 2]
     assert "counting" in stream.getvalue()
+    assert "loss 0.5" in stream.getvalue()
 
 
 def test_quiet_is_quiet() -> None:
