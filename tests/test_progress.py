@@ -24,11 +24,10 @@ def test_without_a_terminal_there_are_plain_lines_with_the_time_left(monkeypatch
 def test_a_line_says_what_else_there_is_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(halfbyte.progress.time, "monotonic", lambda: float(next(clock)))
-    stream, seen = io.StringIO(), []
-    for item in Progress(stream=stream).track(range(3), "counting", 3, lambda: f"last {seen[-1]}"):
-        seen.append(item)
+    stream, says = io.StringIO(), iter("abc")
+    assert list(Progress(stream=stream).track(range(3), "counting", 3, lambda: f"loss {next(says)}")) == [0, 1, 2]
     assert stream.getvalue().splitlines() == [
-        "counting: 1 of 3, 20 s left, last 0", "counting: 2 of 3, 10 s left, last 1"
+        "counting: 1 of 3, 20 s left, loss a", "counting: 2 of 3, 10 s left, loss b"
     ]  # fmt: skip
 
 
