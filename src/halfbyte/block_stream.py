@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halfbyte.data.store import BatchStore
 from halfbyte.families.layout import Block
 from halfbyte.layers.compensation import HalfBranch
-from halfbyte.layers.site import State
+from halfbyte.layers.site import State, WeightedSite
 from halfbyte.prepare import model_state
 from halfbyte.session import Session
 
@@ -137,6 +137,7 @@ class BlockStream:
         following = self.units[self._at + 1] if self._at + 1 < len(self.units) else None
         if following is None or not following.chained:
             self._at = None
+            self._release(unit)
             return
         for number in self.numbers():
             known = outputs[number] if outputs is not None else self.run(unit, self.inputs[number])
@@ -147,6 +148,14 @@ class BlockStream:
                     float_outputs[number] if float_outputs is not None else self.run_float(unit, exact)
                 )
         self._at += 1
+        self._release(unit)
+
+    @staticmethod
+    def _release(unit: Unit) -> None:
+        """What the unit's sites keep for their next batch would add up over the model."""
+        for module in unit.module.modules():
+            if isinstance(module, WeightedSite):
+                module.release()
 
     def _go_to(self, index: int) -> None:
         while self._at is not None and self._at < index:

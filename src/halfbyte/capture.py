@@ -57,7 +57,7 @@ class BlockCapture:
                     session.model(batch)
                 except _BlockIsDoneError:
                     continue
-        return {name: {operand: torch.cat(parts) for operand, parts in found.items()} for name, found in kept.items()}
+        return {name: {operand: _joined(found[operand]) for operand in list(found)} for name, found in kept.items()}
 
     def _order(self) -> list[str]:
         """The sites in the order of their calls, with repetitions."""
@@ -73,3 +73,10 @@ class BlockCapture:
                 self.session.model(next(self.session.images(1)))
             self._calls = calls
         return self._calls
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts behind each other; they are given up, or both would be held until the last operand is joined."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts.clear()
+    return whole

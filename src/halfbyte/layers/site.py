@@ -94,6 +94,7 @@ class WeightedSite(SiteModule):
         self.register_buffer("folded_scale", None)
         self.register_buffer("trained_bias", None)
         self._integer: tuple[tuple[object, ...], IntegerForm] | None = None
+        self._keyed: tuple[object, ...] = ()
 
     def set_quantizer(self, operand: str, quantizer: Quantizer) -> None:
         super().set_quantizer(operand, quantizer)
@@ -168,6 +169,11 @@ class WeightedSite(SiteModule):
             # What the key names is kept alive with it, so that no id can be used again.
             self._keyed = (input_quantizer, *parts)
         return self._integer[1]
+
+    def release(self) -> None:
+        """Give up what `integer_form` keeps: four bytes a weight, made again when it is asked for."""
+        self._integer = None
+        self._keyed = ()
 
     def _make_integer_form(self) -> IntegerForm:
         weight_quantizer, input_quantizer = self.quantizer("weight"), self.quantizer("input")
