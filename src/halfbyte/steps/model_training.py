@@ -197,7 +197,8 @@ class ModelTraining:
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         # What a model draws by itself, such as the branches that it leaves out, is drawn again in a repeated part.
         with dropping_paths(model, self.step.drop_path), torch.random.fork_rng():
-            torch.manual_seed(self.seed + chunk.epoch * self.plan.steps(len(self.fitted)) + chunk.first)
+            step = chunk.epoch * self.plan.steps(len(self.fitted)) + chunk.first
+            torch.manual_seed(self.seed + step * self.session.world.size + self.session.world.rank)
             model.requires_grad_(True).train()
             try:
                 yield
