@@ -89,7 +89,7 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
         session.folder = folder.path
         session.recorders.append(folder.log)
         if options.tensorboard:
-            session.recorders.append(ScalarLog(folder.path / "tensorboard"))
+            session.recorders.append(ScalarLog(folder.path / "tensorboard", continues))
     for name, step in steps[len(session.reports) :]:
         report = session.run(name, step)
         folder.log("step", step=name, seconds=report.seconds, **report.figures)

@@ -17,12 +17,15 @@ def require_tensorboard() -> None:
 
 
 class ScalarLog:
-    """Writes every figure of an event that names its `step` into event files in a folder."""
+    """Writes every figure of an event that names its `step` into event files in a folder.
 
-    def __init__(self, folder: Path) -> None:
+    Unless the run continues, curves that an earlier one left there are not shown any more.
+    """
+
+    def __init__(self, folder: Path, continues: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder), purge_step=None if continues else 0)
 
     def __call__(self, event: str, **facts: Any) -> None:
         if not isinstance(step := facts.pop("step", None), int):

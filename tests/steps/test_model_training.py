@@ -87,24 +87,9 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
 @pytest.mark.parametrize(
     "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2, drop_path: 0.3"]
 )
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, monkeypatch, tmp_path, settings):
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, survives_stops, settings):
     settings = f"{SHORT}, epochs: 3, steps: 8, save_every: 2, {settings}"
-    run(settings, "whole", limit=4, calib_images=64)
-    save, saves = Session._save, [0]
-
-    def save_and_stop(session):
-        save(session)
-        saves[0] += 1
-        if saves[0] in (3, 6):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Session, "_save", save_and_stop)
-    for resume in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, "parts", limit=4, calib_images=64, resume=resume)
-    run(settings, "parts", limit=4, calib_images=64, resume=True)
-    for name in ("model.safetensors", "quantization.json"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    survives_stops(lambda name, resume: run(settings, name, limit=4, calib_images=64, resume=resume), at=(3, 6))
 
 
 def session_of(tmp_path, **options) -> Session:

@@ -215,16 +215,16 @@ def test_a_loss_that_is_not_finite_is_told(monkeypatch):
         pytest.param({"loss": "glf", "norms": True}, marks=pytest.mark.slow),
     ],
 )
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monkeypatch):
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monkeypatch, survives_stops):
     plain = dataclasses.asdict(dataclasses.replace(FAST, iterations=10, **settings))
     chosen = ", ".join(f"{key}: {str(value).lower()}" for key, value in plain.items())
     (tmp_path / "r.yaml").write_text(
         f"name: r\nbits: {{weight: 3, activation: 3}}\nsteps: [repq: {{images: 8}}, reconstruct: {{{chosen}}}]"
     )
 
-    def run(out, resume=False):
-        return api.quantize(model="fashion_vit", recipe=tmp_path / "r.yaml", out=out, calib_images=32, limit=4,
-                            workers=0, batch_size=8, resume=resume)  # fmt: skip
+    def run(name, resume):
+        return api.quantize(model="fashion_vit", recipe=tmp_path / "r.yaml", out=tmp_path / name, calib_images=32,
+                            limit=4, workers=0, batch_size=8, resume=resume)  # fmt: skip
 
     init = BlockStream.__init__
 
@@ -233,22 +233,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(settings, tmp_path, monke
         stream.units = stream.units[:2] if settings.get("loss") != "glf" else stream.units
 
     monkeypatch.setattr(BlockStream, "__init__", two_units)
-    run(tmp_path / "whole")
-    save, saves = Session._save, [0]
-
-    def save_and_stop(session):
-        save(session)
-        saves[0] += 1
-        if saves[0] in (5, 14):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Session, "_save", save_and_stop)
-    for resume in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts", resume)
-    run(tmp_path / "parts", True)
-    for name in ("model.safetensors", "quantization.json"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    survives_stops(run, at=(5, 14))
 
 
 # What does not fit

@@ -87,23 +87,8 @@ def test_saved_and_loaded_but_not_continued(run, tmp_path):
         run("refit: {images: 16}", "more", model=None, start=result.folder)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch):
-    run(STEPS, "whole")
-    save, saves = Session._save, [0]
-
-    def save_and_stop(session):
-        save(session)
-        saves[0] += 1
-        if saves[0] in (3, 5):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Session, "_save", save_and_stop)
-    for resume in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            run(STEPS, "parts", resume=resume)
-    run(STEPS, "parts", resume=True)
-    for name in ("model.safetensors", "quantization.json"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_a_stopped_run_goes_on_to_the_same_bytes(run, survives_stops):
+    survives_stops(lambda name, resume: run(STEPS, name, resume=resume), at=(3, 5))
 
 
 def test_it_comes_behind_rotations(run):

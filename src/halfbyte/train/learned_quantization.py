@@ -104,7 +104,10 @@ class LearnedQuantization:
     def keep_positive(self) -> None:
         """Hold the steps well above zero after a step of the optimizer: where all rounds to zero, no gradient tells."""
         for step, first in zip(self.steps, self.first, strict=True):
-            step.copy_(torch.maximum(step, LEAST_SHARE * (torch.ones_like(first) if self.relative else first)))
+            if self.relative:
+                step.clamp_(min=LEAST_SHARE)
+            else:
+                step.clamp_(min=LEAST_SHARE * first)
 
     @torch.no_grad()
     def settle(self) -> None:
