@@ -32,8 +32,8 @@ class Mixed:
 
     budget: `4.0bits`: so many an average weight, and an average multiply-accumulate's activation; or `3.2MB`: of the
     artifact, activations as planned. sensitivity: by `curvature`, to second order, or `measured`, one forward pass for
-    each width of each operand. images, labels: of the float model's own predictions, from which it comes. least, most:
-    the widths to choose from.
+    each width of each operand. images, draws: how many, and how many backward passes an image, from which it comes.
+    least, most: the widths to choose from.
     """
 
     prepares: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class Mixed:
     budget: str = "4.0bits"
     sensitivity: str = "curvature"
     images: int = 64
-    labels: int = 2
+    draws: int = 2
     least: int = MIN_BITS
     most: int = MAX_BITS
 
@@ -52,8 +52,8 @@ class Mixed:
             raise ValueError(f"sensitivity must be one of {', '.join(SENSITIVITIES)}")
         if not MIN_BITS <= self.least <= self.most <= MAX_BITS:
             raise ValueError(f"least and most must be from {MIN_BITS} to {MAX_BITS}, in this order")
-        if self.images < 1 or self.labels < 1:
-            raise ValueError("images and labels must be at least 1")
+        if self.images < 1 or self.draws < 1:
+            raise ValueError("images and draws must be at least 1")
 
     def run(self, session: Session) -> dict[str, Any]:
         """Measure, choose, and give the sites quantizers of the widths chosen, not yet fitted.
@@ -62,7 +62,7 @@ class Mixed:
         """
         sites = self.check(session)
         widths = list(range(self.least, self.most + 1))
-        costs = SENSITIVITIES[self.sensitivity](session, sites, widths, self.images, self.labels)
+        costs = SENSITIVITIES[self.sensitivity](session, sites, widths, self.images, self.draws)
         weighted = [site for site in sites if "weight" in site.operands]
         amount, unit = _parsed(self.budget)
         # Sums beyond 2^24 are exact in float64 alone.
@@ -101,8 +101,7 @@ class Mixed:
             torch.stack([costs[site.name, operand] for operand in site.operands if operand in operands]).sum(0)
             for site in sites
         ])  # fmt: skip
-        # More bits never hurt: what looks like it is the noise of few images.
-        cost = cost.flip(1).cummax(1).values.flip(1)
+        cost = _alike(cost, [site.role for site in sites])
         try:
             choice = allocate(cost.cpu(), sizes[:, None] * torch.tensor(widths, dtype=torch.float64), budget)
         except ValueError:
@@ -110,6 +109,20 @@ class Mixed:
                 f"mixed: {self.budget} is too little even at {self.least} bits everywhere; give more"
             ) from None  # fmt: skip
         return [widths[number] for number in choice]
+
+
+def _alike(cost: Tensor, roles: list[str]) -> Tensor:
+    """Costs `[sites, widths]` that fall with the width as those of the site's role do, and never rise.
+
+    Each site has a level of its own, the geometric mean over the widths; what else distinguishes it is mostly the noise
+    of few images, which an allocation would follow.
+    """
+    log = cost.clamp(min=torch.finfo(cost.dtype).tiny).log()
+    level = log.mean(1, keepdim=True)
+    for role in sorted(set(roles)):
+        same = torch.tensor([number for number, other in enumerate(roles) if other == role])
+        log[same] = level[same] + (log - level)[same].mean(0)
+    return log.exp().flip(1).cummax(1).values.flip(1)
 
 
 def _parsed(budget: str) -> tuple[float, str]:
