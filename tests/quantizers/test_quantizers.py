@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
+from halfbyte.quantizers.groupwise import CentredQuantizer, GroupwiseQuantizer
 from halfbyte.quantizers.kinds import KINDS, build_quantizer
 from halfbyte.quantizers.log import AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer
 from halfbyte.quantizers.lsq import LsqQuantizer, least_squares_step
@@ -27,6 +28,10 @@ def fitted(kind: str, bits: int, low: float, high: float, **options: object) -> 
         quantizer.set_scales(torch.tensor(abs(high) / 64 + 1e-3), torch.tensor(abs(high) / 4 + 16e-3))
     elif isinstance(quantizer, LsqQuantizer):
         quantizer.set_step(torch.tensor((high - low) / quantizer.levels + 1e-3))
+    elif isinstance(quantizer, GroupwiseQuantizer):
+        quantizer.set_ranges(torch.tensor([abs(high) + 1e-3]))
+    elif isinstance(quantizer, CentredQuantizer):
+        quantizer.set_range(torch.tensor((low + high) / 2), torch.tensor((high - low) / 2 + 1e-3))
     else:
         quantizer.set_scale(torch.tensor(abs(high) + 1e-3))
     return quantizer

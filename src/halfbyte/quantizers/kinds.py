@@ -6,13 +6,15 @@ from typing import Any
 
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.quantizers.base import Quantizer, check_bits
+from halfbyte.quantizers.groupwise import CentredQuantizer, GroupwiseQuantizer
 from halfbyte.quantizers.log import AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
 
 _QUANTIZERS: tuple[type[Quantizer], ...] = (
-    UniformQuantizer, Log2Quantizer, LogSqrt2Quantizer, AdaLogQuantizer, TwinUniformQuantizer, LsqQuantizer
+    UniformQuantizer, Log2Quantizer, LogSqrt2Quantizer, AdaLogQuantizer, TwinUniformQuantizer, LsqQuantizer,
+    GroupwiseQuantizer, CentredQuantizer,
 )  # fmt: skip
 KINDS: dict[str, type[Quantizer]] = {quantizer.kind: quantizer for quantizer in _QUANTIZERS}
 
