@@ -36,6 +36,7 @@ from halfbyte.layers.branch import Branch
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import checked_preprocessing, create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, settle, site_module
+from halfbyte.quantizers.groupwise import GroupwiseQuantizer
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
 
@@ -43,7 +44,7 @@ from halfbyte.quantizers.packing import pack, packed_size, unpack
 HALF_PRECISION_FROM = 4096
 CROP_MODES = ("center", "squash", "border")
 # The trained weights must give the rescaled ones again.
-_EXACT = ".folded_scale"
+_EXACT = (".folded_scale", ".input_scale")
 _NOT_STORED = "num_batches_tracked"
 
 
@@ -244,6 +245,9 @@ def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
     if operand == "weight" and getattr(quantizer, "axis", None) == 0:
         weight = cast(Tensor, module.weight)
         wanted = (weight.shape[0],) + (1,) * (weight.ndim - 1)
+    if isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups > 1:
+        _check_groups(module, quantizer, f"{name}: the {operand}'s")
+        return
     for buffer, tensor in quantizer.named_buffers():
         per_tensor_wanted = operand == "weight" or getattr(quantizer, "axis", None) is None
         if per_tensor_wanted and tuple(tensor.shape) != wanted:
@@ -253,6 +257,18 @@ def _check_parameters(module: SiteModule, operand: str, name: str) -> None:
             raise ValueError(f"{name}: the {operand}'s {buffer} must be finite and {kind}")
         if buffer.endswith("scale") and not bool((tensor > 0).all()):
             raise ValueError(f"{name}: the {operand}'s {buffer} must be positive")
+
+
+def _check_groups(module: SiteModule, quantizer: GroupwiseQuantizer, whose: str) -> None:
+    scale, group = quantizer.calibrated(quantizer.scale), quantizer.calibrated(quantizer.group)
+    if not isinstance(module, WeightedSite) or module.weight is None:
+        raise ValueError(f"{whose} groups belong to a linear's input")
+    if tuple(group.shape) != (module.weight.shape[1],) or group.dtype != torch.uint8:
+        raise ValueError(f"{whose} group must be uint8, one for each of {module.weight.shape[1]} channels")
+    if tuple(scale.shape) != (quantizer.groups,) or int(group.max()) >= quantizer.groups:
+        raise ValueError(f"{whose} groups must be {quantizer.groups}")
+    if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise ValueError(f"{whose} scale must be positive, finite and float32")
 
 
 def _fill_leftovers(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -167,6 +167,17 @@ def track_scale(model: nn.Module, layout: Layout, site: str) -> Layout:
     return layout
 
 
+@EDITS.register("scale_input")
+def scale_input(model: nn.Module, layout: Layout, site: str) -> Layout:
+    """Let a linear multiply its input channels by numbers of its own (`WeightedSite.input_scale` `[I]`), at first 1."""
+    module, weight = _weighted(model, site)
+    if not isinstance(module, QuantLinear):
+        raise HalfbyteError(f"{site} is not a linear")
+    if module.input_scale is None:
+        module.input_scale = torch.ones(weight.shape[1], device=weight.device)
+    return layout
+
+
 @EDITS.register("add_compensation")
 def add_compensation(
     model: nn.Module,

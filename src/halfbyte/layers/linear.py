@@ -19,6 +19,8 @@ class QuantLinear(WeightedSite):
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_scale is not None:
+            x = x * self.input_scale
         if self.state == "float":
             return F.linear(x, self.float_weight(), self.float_bias)
         if self.state == "observe":
@@ -49,7 +51,9 @@ class QuantLinear(WeightedSite):
             for name in ("weight_codes", "trained_bias"):
                 if (whole := getattr(self, name)) is not None:
                     setattr(part, name, whole[own].clone())
-            part.folded_scale = None if self.folded_scale is None else self.folded_scale.clone()
+            for name in ("folded_scale", "input_scale"):
+                if (shared := getattr(self, name)) is not None:
+                    setattr(part, name, shared.clone())
             part.state, part.observer = self.state, self.observer
             parts.append(part.train(self.training))
         return parts

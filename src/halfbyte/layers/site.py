@@ -75,7 +75,8 @@ class IntegerForm(NamedTuple):
 class WeightedSite(SiteModule):
     """A Site with a stored weight `[O, ...]`, quantized once and kept as codes.
 
-    `folded_scale` `[I]` is what the trained weight's input channels were multiplied by, where a step rescaled them.
+    `folded_scale` `[I]` is what the trained weight's input channels were multiplied by, where a step rescaled them, and
+    `input_scale` `[I]` what their inputs are multiplied by in every state, where no norm before could take that up.
     `trained_bias` `[O]` is the bias before a step corrected it, for the state `float`; an artifact does not keep it.
     """
 
@@ -84,6 +85,7 @@ class WeightedSite(SiteModule):
     bias: Tensor | None
     weight_codes: Tensor | None
     folded_scale: Tensor | None
+    input_scale: Tensor | None
     trained_bias: Tensor | None
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -92,6 +94,7 @@ class WeightedSite(SiteModule):
         self.bias = bias
         self.register_buffer("weight_codes", None)
         self.register_buffer("folded_scale", None)
+        self.register_buffer("input_scale", None)
         self.register_buffer("trained_bias", None)
         self._integer: tuple[tuple[object, ...], IntegerForm] | None = None
         self._keyed: tuple[object, ...] = ()

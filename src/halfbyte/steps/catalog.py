@@ -16,6 +16,7 @@ from halfbyte.steps.adalog import AdaLog
 from halfbyte.steps.bias_correct import BiasCorrect
 from halfbyte.steps.bn_recalibrate import BnRecalibrate
 from halfbyte.steps.fold_batchnorm import FoldBatchNorm
+from halfbyte.steps.groupwise import Groupwise
 from halfbyte.steps.learned_steps import LearnedSteps
 from halfbyte.steps.mixed import Mixed
 from halfbyte.steps.qla import QLA
@@ -35,6 +36,7 @@ STEPS.register("percentile")(Percentile)
 STEPS.register("mse")(Mse)
 STEPS.register("minmax")(MinMax)
 STEPS.register("learned_steps")(LearnedSteps)
+STEPS.register("groupwise")(Groupwise)
 STEPS.register("bias_correct")(BiasCorrect)
 STEPS.register("refit")(Refit)
 STEPS.register("reconstruct")(Reconstruct)

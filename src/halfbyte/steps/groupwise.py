@@ -1,0 +1,201 @@
+"""Ranges for groups of channels by calibration alone (Quantformer, Wang et al., TPAMI 2023, without its training)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, SHARE, channel_ranges, grouped_ranges
+from halfbyte.calibrate.kl_threshold import kl_threshold
+from halfbyte.capture import BlockCapture
+from halfbyte.errors import HalfbyteError
+from halfbyte.families.layout import Site
+from halfbyte.layers.linear import QuantLinear
+from halfbyte.layers.site import WeightedSite
+from halfbyte.prepare import site_module
+from halfbyte.quantizers.base import MAX_BITS, Quantizer
+from halfbyte.quantizers.groupwise import LEVELS, MOST_GROUPS, CentredQuantizer, GroupwiseQuantizer
+from halfbyte.session import Session
+from halfbyte.steps.reparameterize import fold_channels, reparameterizable
+
+ASSIGNMENTS = ("clustered", "random")
+WEIGHTS = ("mse", "kl")
+PUBLISHED_HALF_WIDTH = 8.0
+# Shares of a range that are tried for the least squared error, and the values of a tensor that decide.
+SHRINKS = tuple(1 - 0.05 * number for number in range(16))
+MOST = 2**20
+
+
+@dataclass(frozen=True)
+class Groupwise:
+    """Symmetric quantizers: one step for each group of channels of a linear's input, and one around a centre for what
+    attention multiplies.
+
+    groups: of channels, by their ranges: those between the least and the largest cut in equal parts (assignment:
+    `clustered`), or drawn (`random`, to compare with). images: for calibration. weights: one step for each, which clips
+    where the squared error is least (`mse`) or where the published histogram says (`kl`). levels, of activations:
+    `paper`, or `released`, a bit more on two-sided ones of at most 7 bits, in simulation only. fold: make the groups'
+    steps part of the norm before and of the weights, so that none is left in what is deployed; false keeps them, in
+    simulation only.
+
+    A recipe that is `paper_exact` takes ranges as published: the quantile 0.9999, at most 6, and for attention no
+    centre and at most 8; otherwise what has the least squared error.
+    """
+
+    calibrates: ClassVar[bool] = True
+    groups: int = 8
+    images: int = 32
+    assignment: str = "clustered"
+    weights: str = "mse"
+    levels: str = "paper"
+    fold: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("assignment", ASSIGNMENTS), ("weights", WEIGHTS), ("levels", LEVELS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}")
+        if not 1 <= self.groups <= MOST_GROUPS:
+            raise ValueError(f"groups must be from 1 to {MOST_GROUPS}")
+        if self.images < 1:
+            raise ValueError("images must be at least 1")
+
+    def run(self, session: Session) -> dict[str, Any]:
+        """Block by block: ranges and groups of what reaches its sites, then the thresholds of their weights.
+
+        Raises `HalfbyteError` for values that are not finite.
+        """
+        capture, found = BlockCapture(session, self.images), []
+        for block in session.parts(session.layout.blocks, "grouping channels"):
+            with torch.no_grad():
+                operands = capture.operands(block)
+                for site in block.sites:
+                    for x in operands[site.name].values():
+                        if not bool(torch.isfinite(x).all()):
+                            raise HalfbyteError(
+                                f"calibration failed: what reaches {site.name} is not finite; are these the weights of "
+                                "this model?"
+                            )
+                    found += self._set_inputs(session, site, operands.pop(site.name))
+                self._fold(session, [site.name for site in block.sites])
+                for site in block.sites:
+                    self._set_weight(session, site)
+        return {"groups": dict(found)}
+
+    def _set_inputs(self, session: Session, site: Site, operands: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
+        """Give the operands that are activations their quantizers; returns the sizes of the groups, where there are."""
+        module, bits = site_module(session.model, site.name), session.bits.of(site)[1]
+        if not isinstance(module, WeightedSite):
+            for operand, x in operands.items():
+                module.set_quantizer(operand, self._centred(session, x, bits))
+            return []
+        x = operands["input"]
+        groups = self.groups if isinstance(module, QuantLinear) else 1
+        quantizer = GroupwiseQuantizer(bits, groups, signed=site.activation is None, levels=self._levels(bits))
+        if groups == 1:
+            values = x.flatten()[:, None]
+            cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
+            ranges, place = channel_ranges(values, cap, SHARE if session.recipe.paper_exact else 1.0), None
+            ranges = ranges.clamp(min=torch.finfo(torch.float32).tiny * 2**20)
+        else:
+            ranges, place = self._grouped(session, x.flatten(0, -2))
+        self._fit(session, x, lambda share: quantizer.set_ranges(ranges * share, place), quantizer)
+        module.set_quantizer("input", quantizer.to(session.device))
+        return [] if place is None else [(site.name, torch.bincount(place, minlength=groups).tolist())]
+
+    def _grouped(self, session: Session, values: Tensor) -> tuple[Tensor, Tensor]:
+        cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
+        reach = channel_ranges(values, cap)
+        ranges, place = grouped_ranges(reach, self.groups)
+        if self.assignment == "random":
+            drawn = torch.randint(self.groups, place.shape, generator=session.generator)
+            place = drawn.to(place.device)
+        return ranges, place
+
+    def _centred(self, session: Session, x: Tensor, bits: int) -> CentredQuantizer:
+        quantizer = CentredQuantizer(bits, levels=self._levels(bits))
+        if session.recipe.paper_exact:
+            quantizer.set_range(x.new_zeros(()), x.abs().amax().clamp(1e-6, PUBLISHED_HALF_WIDTH))
+            return quantizer.to(session.device)
+        low, high = x.amin(), x.amax()
+        middle, width = (low + high) / 2, ((high - low) / 2).clamp(min=1e-6)
+        # What lies at the lower end of attention maps counts most: the range shrinks towards zero.
+        self._fit(session, x, lambda share: quantizer.set_range(middle * share, width * share), quantizer)
+        return quantizer.to(session.device)
+
+    def _fit(self, session: Session, x: Tensor, take: Callable[[float], None], quantizer: Quantizer) -> None:
+        """Let a quantizer take the share of its range with the least squared error, of a sample of `x`."""
+        if session.recipe.paper_exact:
+            take(1.0)
+            return
+        rows = x.flatten(0, -2)
+        rows = rows[:: -(-rows.numel() // MOST)]
+        errors = []
+        for share in SHRINKS:
+            take(share)
+            errors.append(float((quantizer(rows) - rows).square().mean()))
+        take(SHRINKS[errors.index(min(errors))])
+
+    def _fold(self, session: Session, sites: list[str]) -> None:
+        """Let one step do for all channels: in the norm before, where it feeds nothing else, or in the site itself."""
+        if not self.fold or self.groups == 1:
+            return
+        modules = {name: site_module(session.model, name) for name in sites}
+        grouped = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
+        done = set()
+        for norm, readers in reparameterizable(session).items():
+            if all(name in grouped for name in readers):
+                quantizer = grouped[readers[0]].quantizer("input")
+                assert isinstance(quantizer, GroupwiseQuantizer)
+                steps = quantizer.steps
+                folded = fold_channels(
+                    session, norm, readers, steps, torch.zeros_like(steps), torch.full_like(steps, float("nan")),
+                    round_zero_point=True,
+                )  # fmt: skip
+                for name in readers:
+                    one = quantizer.merged()
+                    one.scale = folded.scale.reshape(())
+                    grouped[name].set_quantizer("input", one)
+                done |= set(readers)
+        for name, module in grouped.items():
+            if name not in done:
+                scale_input(session, name, module)
+
+    def _set_weight(self, session: Session, site: Site) -> None:
+        module = site_module(session.model, site.name)
+        if not isinstance(module, WeightedSite):
+            return
+        weight, bits = module.float_weight(), session.bits.of(site)[0]
+        quantizer = GroupwiseQuantizer(bits, clips_gradient=False)
+        if self.weights == "kl":
+            quantizer.set_ranges(weight.new_tensor([kl_threshold(weight, bits)]))
+        else:
+            largest = weight.abs().amax().clamp(min=1e-12).reshape(1)
+            errors = []
+            for share in SHRINKS:
+                quantizer.set_ranges(largest * share)
+                errors.append(float((quantizer(weight) - weight).square().sum()))
+            quantizer.set_ranges(largest * SHRINKS[errors.index(min(errors))])
+        module.set_quantizer("weight", quantizer.to(session.device))
+
+    def _levels(self, bits: int) -> str:
+        return "paper" if bits == MAX_BITS else self.levels
+
+
+@torch.no_grad()
+def scale_input(session: Session, site: str, module: QuantLinear) -> None:
+    """Let a linear divide its input by what its groups' steps are to the largest, and give its weight that back."""
+    quantizer = module.quantizer("input")
+    assert isinstance(quantizer, GroupwiseQuantizer)
+    shares = quantizer.shares
+    session.edit("track_scale", site=site)
+    session.edit("scale_input", site=site)
+    assert module.input_scale is not None
+    assert module.folded_scale is not None
+    module.input_scale.div_(shares)
+    module.rescale_weight(shares)
+    module.folded_scale.mul_(shares)
+    module.set_quantizer("input", quantizer.merged())
