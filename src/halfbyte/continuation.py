@@ -22,6 +22,8 @@ from halfbyte.session import Session
 
 # Of the largest entry: what rounding may have moved a bias that no step corrected.
 SAME_BIAS = 1e-4
+# The steps that need no float model but their teacher.
+TRAINS = ("train",)
 
 
 def artifact_plan(folder: Path) -> tuple[BitPlan, bool]:
@@ -56,10 +58,15 @@ def adopt(session: Session, folder: Path) -> None:
     """Bring a session's freshly prepared model to where the artifact in `folder` is.
 
     The float weights are rescaled as the artifact's steps rescaled them; its integer codes stay until a step changes
-    the weight's quantizer.
+    the weight's quantizer. Where training changed the weights, they are what the codes stand for, and only training can
+    go on. Raises `HalfbyteError` for what was learned and cannot be had again.
     """
     artifact = load_artifact(folder)
+    learned = any(plain["name"] == "train_model" for plain in artifact.facts["edits"])
+    only_trains = all(call.name in TRAINS for call in session.recipe.steps)
     for plain in artifact.facts["edits"]:
+        if plain["name"] == "train_model" and only_trains:
+            continue
         if (what := LEARNS_ANEW.get(plain["name"])) is not None:
             raise HalfbyteError(
                 f"--from {folder}: its {what} were learned, and the trained ones are not in it; put all steps in one "
@@ -82,6 +89,9 @@ def adopt(session: Session, folder: Path) -> None:
             if module.folded_scale is not None:
                 module.rescale_weight(module.folded_scale)
             module.weight_codes = source.codes().to(session.device)
+            if learned and module.weight is not None:
+                module.weight.copy_(source.float_weight())
+                continue
             _tell_corrected_bias(module, site, trained, kept)
 
 

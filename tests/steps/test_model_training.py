@@ -84,6 +84,23 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
     assert same.metrics["quantized"] == start.metrics["quantized"]
 
 
+def test_a_trained_artifact_can_be_trained_on(run, tmp_path):
+    first = run(f"{SHORT}, steps: 6", "first", limit=100, calib_images=64)
+    (tmp_path / "on.yaml").write_text("name: onward\nsteps: [train: {batch_size: 16, steps: 1, lr: 0.0}]\n")
+    options = {"calib_images": 64, "limit": 100, "workers": 0}
+    same = api.quantize(start=first.folder, recipe=tmp_path / "on.yaml", out=tmp_path / "on", **options)
+    assert same.metrics["quantized"] == first.metrics["quantized"]
+    further = api.quantize(
+        start=first.folder,
+        recipe=tmp_path / "on.yaml",
+        out=tmp_path / "further",
+        settings=("train.lr=0.0003", "train.steps=8"),
+        **options,
+    )
+    before, after = held_out(further)
+    assert after < before
+
+
 @pytest.mark.parametrize(
     "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2, drop_path: 0.3"]
 )
