@@ -23,7 +23,7 @@ from halfbyte.session import Session
 # Of the largest entry: what rounding may have moved a bias that no step corrected.
 SAME_BIAS = 1e-4
 # The steps that need no float model but their teacher.
-TRAINS = ("train",)
+TRAINS = ("train", "quantformer")
 
 
 def artifact_plan(folder: Path) -> tuple[BitPlan, bool]:

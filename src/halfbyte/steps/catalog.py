@@ -20,6 +20,7 @@ from halfbyte.steps.groupwise import Groupwise
 from halfbyte.steps.learned_steps import LearnedSteps
 from halfbyte.steps.mixed import Mixed
 from halfbyte.steps.qla import QLA
+from halfbyte.steps.quantformer import Quantformer
 from halfbyte.steps.qwt import QwT
 from halfbyte.steps.ranges import MinMax, Mse, Percentile
 from halfbyte.steps.reconstruct import Reconstruct
@@ -48,6 +49,7 @@ STEPS.register("bn_recalibrate")(BnRecalibrate)
 STEPS.register("qwt")(QwT)
 STEPS.register("qla")(QLA)
 STEPS.register("train")(Train)
+STEPS.register("quantformer")(Quantformer)
 
 
 def resolve(recipe: Recipe) -> list[tuple[str, Step]]:

@@ -80,9 +80,12 @@ class Groupwise:
                                 "this model?"
                             )
                     found += self._set_inputs(session, site, operands.pop(site.name))
-                self._fold(session, [site.name for site in block.sites])
+                if self.fold:
+                    fold_groups(session, [site.name for site in block.sites])
                 for site in block.sites:
-                    self._set_weight(session, site)
+                    module = site_module(session.model, site.name)
+                    if isinstance(module, WeightedSite):
+                        fit_weight(module, session.bits.of(site)[0], self.weights)
         return {"groups": dict(found)}
 
     def _set_inputs(self, session: Session, site: Site, operands: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
@@ -139,57 +142,41 @@ class Groupwise:
             errors.append(float((quantizer(rows) - rows).square().mean()))
         take(SHRINKS[errors.index(min(errors))])
 
-    def _fold(self, session: Session, sites: list[str]) -> None:
-        """Let one step do for all channels: in the norm before, where it feeds nothing else, or in the site itself."""
-        if not self.fold or self.groups == 1:
-            return
-        modules = {name: site_module(session.model, name) for name in sites}
-        grouped = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
-        done = set()
-        for norm, readers in reparameterizable(session).items():
-            if all(name in grouped for name in readers):
-                quantizer = grouped[readers[0]].quantizer("input")
-                assert isinstance(quantizer, GroupwiseQuantizer)
-                steps = quantizer.steps
-                folded = fold_channels(
-                    session, norm, readers, steps, torch.zeros_like(steps), torch.full_like(steps, float("nan")),
-                    round_zero_point=True,
-                )  # fmt: skip
-                for name in readers:
-                    one = quantizer.merged()
-                    one.scale = folded.scale.reshape(())
-                    grouped[name].set_quantizer("input", one)
-                done |= set(readers)
-        for name, module in grouped.items():
-            if name not in done:
-                scale_input(session, name, module)
-
-    def _set_weight(self, session: Session, site: Site) -> None:
-        module = site_module(session.model, site.name)
-        if not isinstance(module, WeightedSite):
-            return
-        weight, bits = module.float_weight(), session.bits.of(site)[0]
-        quantizer = GroupwiseQuantizer(bits, clips_gradient=False)
-        if self.weights == "kl":
-            quantizer.set_ranges(weight.new_tensor([kl_threshold(weight, bits)]))
-        else:
-            largest = weight.abs().amax().clamp(min=1e-12).reshape(1)
-            errors = []
-            for share in SHRINKS:
-                quantizer.set_ranges(largest * share)
-                errors.append(float((quantizer(weight) - weight).square().sum()))
-            quantizer.set_ranges(largest * SHRINKS[errors.index(min(errors))])
-        module.set_quantizer("weight", quantizer.to(session.device))
-
     def _levels(self, bits: int) -> str:
         return "paper" if bits == MAX_BITS else self.levels
 
 
 @torch.no_grad()
-def scale_input(session: Session, site: str, module: QuantLinear) -> None:
+def fold_groups(session: Session, sites: list[str]) -> list[str]:
+    """Let one step do for all channels of the linears among `sites`: in the norm before, where it feeds nothing else,
+    or in the site itself. Returns those whose weight changed, and has to be quantized again."""
+    grouped: dict[str, tuple[QuantLinear, GroupwiseQuantizer]] = {}
+    for name in sites:
+        module = site_module(session.model, name)
+        quantizer = module.quantizer("input") if isinstance(module, QuantLinear) else None
+        if isinstance(module, QuantLinear) and isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups > 1:
+            grouped[name] = (module, quantizer)
+    done: set[str] = set()
+    for norm, readers in reparameterizable(session).items():
+        if all(name in grouped for name in readers):
+            steps = grouped[readers[0]][1].steps
+            folded = fold_channels(
+                session, norm, readers, steps, torch.zeros_like(steps), torch.full_like(steps, float("nan")),
+                round_zero_point=True,
+            )  # fmt: skip
+            for name in readers:
+                one = grouped[name][1].merged()
+                one.scale = folded.scale.reshape(())
+                grouped[name][0].set_quantizer("input", one)
+            done |= set(readers)
+    for name, (module, quantizer) in grouped.items():
+        if name not in done:
+            _scale_input(session, name, module, quantizer)
+    return list(grouped)
+
+
+def _scale_input(session: Session, site: str, module: QuantLinear, quantizer: GroupwiseQuantizer) -> None:
     """Let a linear divide its input by what its groups' steps are to the largest, and give its weight that back."""
-    quantizer = module.quantizer("input")
-    assert isinstance(quantizer, GroupwiseQuantizer)
     shares = quantizer.shares
     session.edit("track_scale", site=site)
     session.edit("scale_input", site=site)
@@ -199,3 +186,20 @@ def scale_input(session: Session, site: str, module: QuantLinear) -> None:
     module.rescale_weight(shares)
     module.folded_scale.mul_(shares)
     module.set_quantizer("input", quantizer.merged())
+
+
+@torch.no_grad()
+def fit_weight(module: WeightedSite, bits: int, rule: str) -> None:
+    """Give a weight one step, which clips where the squared error is least (`mse`) or by `kl_threshold`."""
+    weight = module.float_weight()
+    quantizer = GroupwiseQuantizer(bits, clips_gradient=False).to(weight.device)
+    if rule == "kl":
+        quantizer.set_ranges(weight.new_tensor([kl_threshold(weight, bits)]))
+    else:
+        largest = weight.abs().amax().clamp(min=1e-12).reshape(1)
+        errors = []
+        for share in SHRINKS:
+            quantizer.set_ranges(largest * share)
+            errors.append(float((quantizer(weight) - weight).square().sum()))
+        quantizer.set_ranges(largest * SHRINKS[errors.index(min(errors))])
+    module.set_quantizer("weight", quantizer)

@@ -15,7 +15,7 @@ from halfbyte.data.crop_set import CropSet
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.layers.norm import ExactLayerNorm
-from halfbyte.layers.site import State, WeightedSite
+from halfbyte.layers.site import SiteModule, State, WeightedSite
 from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.session import Session
@@ -126,14 +126,15 @@ class ModelTraining:
         session, step = self.session, self.step
         self.seed = seed
         sites = {site.name: site_module(session.model, site.name) for site in session.layout.sites if step.quantize}
-        self.learned = LearnedQuantization(sites, step.rule, step.batch_size * step.crops, relative=step.relative)
+        self.learned = self._quantization(sites)
         items = CropSet(self.fitted, session.preprocessing, step.crops, seed, session.soft_labels, (step.area, 1.0))
         matrices = [parameter for parameter in session.model.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in session.model.parameters() if parameter.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": matrices},
             {"params": vectors, "weight_decay": 0.0},
-            {"params": self._own(), "weight_decay": 0.0, "factor": step.step_lr},
+            {"params": [*self.learned.steps, *self.learned.offsets], "weight_decay": 0.0, "factor": step.step_lr},
+            *self._further_groups(),
         ]
         watched = self._weighted() if step.oscillations or step.freeze else []
         self.trackers = {site: OscillationTracker(self._levels(site), freeze=step.freeze or None) for site in watched}
@@ -149,7 +150,17 @@ class ModelTraining:
         if not all(torch.equal(mine, own) for other in others for mine, own in zip(first, other, strict=True)):
             raise HalfbyteError("the processes begin with different models; give all the same weights, images and seed")
 
+    def _quantization(self, sites: dict[str, SiteModule]) -> LearnedQuantization:
+        """What quantizes in training, and what of it is learned."""
+        step = self.step
+        return LearnedQuantization(sites, step.rule, step.batch_size * step.crops, relative=step.relative)
+
+    def _further_groups(self) -> list[dict[str, Any]]:
+        """Parameters besides the model's, steps and offsets, with the options of their optimizer."""
+        return []
+
     def _own(self) -> list[nn.Parameter]:
+        """All parameters that are not the model's."""
         return [*self.learned.steps, *self.learned.offsets]
 
     def _weighted(self) -> list[WeightedSite]:

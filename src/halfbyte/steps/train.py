@@ -105,10 +105,13 @@ class Train:
         for name in ("regularizer", "oscillations", "freeze"):
             if getattr(self, name) and (odd or not self.quantize):
                 raise HalfbyteError(f"train.{name} looks at the levels of learned_steps; put that step before train")
-        training = ModelTraining(session, self)
+        training = self._training(session)
         for part in session.parts(training.parts(), "training", training.detail):
             if part is None:
                 training.start()
             else:
                 training.run(part)
         return training.finish()
+
+    def _training(self, session: Session) -> ModelTraining:
+        return ModelTraining(session, self)

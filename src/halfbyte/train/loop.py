@@ -86,7 +86,8 @@ class Job:
 
 
 class Trainer:
-    """AdamW on `parameters`, tensors or groups with options of their own (`factor` multiplies the rate). `buffers` are
+    """AdamW on `parameters`, tensors or groups with options of their own (`factor` multiplies the rate, which is
+    `constant` where this is set). `buffers` are
     changed by the job as it goes, in place, and belong to the result. `keyed`: items have keys (epoch, number).
 
     Under torchrun each process takes its share of every batch; gradients are summed, each image counted once.
@@ -216,7 +217,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         rate = self.schedule.at(done)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
+            group["lr"] = (self.plan.rate if group.get("constant") else rate) * group.get("factor", 1.0)
         self.optimizer.step()
         with torch.no_grad():
             for average, parameter in zip(self.averages, self.parameters, strict=False):

@@ -1,0 +1,174 @@
+"""The three trainings of Quantformer: shared ranges, the search for groups, and the fine-tuning of what it found."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, channel_ranges, grouped_ranges
+from halfbyte.families.describe import describe
+from halfbyte.layers.linear import QuantLinear
+from halfbyte.layers.site import SiteModule
+from halfbyte.prepare import model_state, prepare, set_state, site_module
+from halfbyte.quantizers.groupwise import GroupwiseQuantizer
+from halfbyte.session import Session
+from halfbyte.steps.groupwise import fit_weight, fold_groups
+from halfbyte.steps.model_training import ModelTraining
+from halfbyte.train.attention_rank import concentration, rank_loss, relative_entropy
+from halfbyte.train.grouped_quantization import GroupedQuantization
+
+if TYPE_CHECKING:
+    from halfbyte.steps.quantformer import Quantformer
+
+# Images by which channels are grouped and the power of attention is chosen.
+GROUPING, CHOOSING = 64, 16
+# The published rate of the assignments times its steps, an epoch of ImageNet in batches of 8: how far a logit can go.
+REACH = 16.0
+
+
+class AttentionMaps:
+    """An observer that keeps the attention maps of the batch that went through last, one a block `[B, heads, N, N]`."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self._products = {site_module(model, name) for name in names}
+        self.found: list[Tensor] = []
+
+    def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
+        if operand == "left" and module in self._products:
+            self.found.append(x)
+        return x
+
+
+class GroupTraining(ModelTraining):
+    """Adds to the training of a quantized model assignments of channels to groups, their entropy, and the order of the
+    float model's attention."""
+
+    learned: GroupedQuantization
+    step: Quantformer
+
+    def __init__(self, session: Session, step: Quantformer) -> None:
+        # Of the prepared teacher, whose attention can be seen: it is made once.
+        teacher = copy.deepcopy(session.teacher)
+        layout = prepare(teacher, describe(teacher))
+        self._attentions = [site.name for site in session.layout.sites if site.role == "pv"]
+        known = {site.name for site in layout.sites}
+        self.wanted = AttentionMaps(teacher, [name for name in self._attentions if name in known])
+        set_state(teacher, "observe", self.wanted)
+        self._teacher = teacher.to(session.device)
+        self.power = step.power or self._chosen_power(session)
+        super().__init__(session, step)
+        if session.guide is None:
+            self.guide = self._teacher
+
+    def start(self) -> None:
+        """Make the groups of this stage, then begin as every training."""
+        if self.step.stage == "search":
+            self._regroup()
+        elif self.step.stage == "finetune" and self.step.fold:
+            for name in fold_groups(self.session, [site.name for site in self.session.layout.sites]):
+                module = site_module(self.session.model, name)
+                assert isinstance(module, QuantLinear)
+                fit_weight(module, module.quantizer("weight").bits, self.step.weights)
+        super().start()
+
+    def finish(self) -> dict[str, Any]:
+        figures = super().finish()
+        figures |= {"stage": self.step.stage, "power": self.power if self.step.attention else 0}
+        if self.learned.logits:
+            figures["entropy"] = [note["entropy"] for note in self.session.notes if "entropy" in note]
+            figures["sizes"] = {name: self._sizes(site) for name, site in self._searchable().items()}
+        return figures
+
+    def _quantization(self, sites: dict[str, SiteModule]) -> GroupedQuantization:
+        step = self.step
+        searched = tuple(self._searchable()) if step.stage == "search" and step.assignment == "searched" else ()
+        return GroupedQuantization(
+            sites, step.batch_size * step.crops, ranges=step.learn_ranges, searched=searched,
+            watched=tuple(self._attentions),
+        )  # fmt: skip
+
+    def _further_groups(self) -> list[dict[str, Any]]:
+        logits = list(self.learned.logits.values())
+        total = self.plan.total(len(self.fitted))
+        rate = self.step.group_lr or REACH / total
+        return [{"params": logits, "weight_decay": 0.0, "factor": rate / self.step.lr, "constant": True}]
+
+    def _own(self) -> list[nn.Parameter]:
+        return [*super()._own(), *self.learned.logits.values()]
+
+    def _note(self, **figures: Any) -> None:
+        if self.learned.logits:
+            with torch.no_grad():
+                figures["entropy"] = float(self.learned.entropy()) / len(self.learned.logits)
+        super()._note(**figures)
+
+    def _loss(self, crops: Tensor, labels: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
+        self.wanted.found, self.learned.maps = [], []
+        loss = super()._loss(crops, labels, ids, probabilities)
+        step = self.step
+        if step.attention:
+            if not self.wanted.found:
+                with torch.no_grad():
+                    self._teacher(crops.flatten(0, 1))
+            pairs = zip(self.wanted.found, self.learned.maps, strict=True)
+            loss = loss + step.attention * torch.stack([rank_loss(t, s, self.power) for t, s in pairs]).sum()
+        if self.learned.logits and step.entropy:
+            loss = loss + step.entropy * self.learned.entropy()
+        return loss
+
+    @staticmethod
+    def _sizes(site: QuantLinear) -> list[int]:
+        """How many channels each group of a site's input has."""
+        quantizer = site.quantizer("input")
+        assert isinstance(quantizer, GroupwiseQuantizer)
+        place = quantizer.calibrated(quantizer.group).long()
+        return torch.bincount(place, minlength=quantizer.groups).tolist()
+
+    def _chosen_power(self, session: Session) -> int:
+        """By the entropy of the float model's attention."""
+        entropies = []
+        with torch.no_grad():
+            for batch in session.images(min(CHOOSING, len(session.calibration))):
+                self.wanted.found = []
+                self._teacher(batch)
+                entropies += [relative_entropy(maps).flatten() for maps in self.wanted.found]
+        return concentration(torch.cat(entropies))
+
+    def _searchable(self) -> dict[str, QuantLinear]:
+        """The linears of the blocks whose inputs have, or are to have, groups of channels."""
+        found = {}
+        for site in self.session.layout.sites:
+            module = site_module(self.session.model, site.name)
+            if site.role not in ("stem", "head", "side") and isinstance(module, QuantLinear):
+                found[site.name] = module
+        return found
+
+    @torch.no_grad()
+    def _regroup(self) -> None:
+        """Ranges of groups from what reaches each site now; assignments as the stage says."""
+        session, step, sites = self.session, self.step, self._searchable()
+        names = {module: name for name, module in sites.items()}
+        seen: dict[str, Tensor] = {}
+
+        def widest(module: SiteModule, operand: str, x: Tensor) -> Tensor:
+            if operand == "input" and module in names:
+                cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
+                found, name = channel_ranges(x.flatten(0, -2), cap), names[module]
+                seen[name] = torch.maximum(seen[name], found) if name in seen else found
+            return module.quantizer(operand)(x)  # type: ignore[no-any-return]
+
+        with model_state(session.model, "observe", widest):
+            for batch in session.images(min(GROUPING, len(session.calibration))):
+                session.model(batch)
+        for name, module in sites.items():
+            old = module.quantizer("input")
+            assert isinstance(old, GroupwiseQuantizer)
+            ranges, place = grouped_ranges(seen[name], step.groups)
+            if step.assignment == "random":
+                place = torch.randint(step.groups, place.shape, generator=session.generator).to(place.device)
+            grouped = GroupwiseQuantizer(old.bits, step.groups, signed=old.signed, levels=old.level_rule)
+            grouped.set_ranges(ranges, place)
+            module.set_quantizer("input", grouped.to(session.device))

@@ -1,0 +1,101 @@
+"""Quantformer's quantizers in training: ranges around learned centres, and groups of channels that are searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.layers.site import SiteModule, WeightedSite
+from halfbyte.quantizers.groupwise import CentredQuantizer, GroupwiseQuantizer
+from halfbyte.train.group_mixture import assignment_entropy, centred_range, mixture
+from halfbyte.train.learned_quantization import LearnedQuantization, scaled_gradient
+from halfbyte.train.soft_quantization import with_learned_scale
+
+# Published: no group is preferred at first.
+FIRST_LOGIT = 0.01
+
+
+class GroupedQuantization(LearnedQuantization):
+    """Learns the centre and the half-width of every `CentredQuantizer`, as shares of the half-width's step; with
+    `ranges` also the steps of those `GroupwiseQuantizer` that have one, and for the sites of `searched` logits
+    `[groups, C]`, by which their inputs are mixtures of all groups. Other quantizers stay as they are.
+
+    `maps` collects the left operands of the products in `watched`, attention maps, as quantized.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, SiteModule],
+        batch_size: int,
+        *,
+        ranges: bool = False,
+        searched: tuple[str, ...] = (),
+        watched: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__({}, "lsq", batch_size, relative=True)
+        self._sites = dict(sites)
+        self.maps: list[Tensor] = []
+        self._watched = {sites[name] for name in watched}
+        self.logits: dict[SiteModule, nn.Parameter] = {}
+        for name, site in sites.items():
+            for operand in site.operands:
+                quantizer = site.quantizer(operand)
+                if isinstance(quantizer, CentredQuantizer):
+                    self._learn(site, operand, quantizer.calibrated(quantizer.middle))
+                elif isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups == 1 and ranges:
+                    self._learn(site, operand, None)
+            if name in searched:
+                quantizer = cast(GroupwiseQuantizer, site.quantizer("input"))
+                channels = quantizer.calibrated(quantizer.group).shape[0]
+                logits = torch.full((quantizer.groups, channels), FIRST_LOGIT, device=quantizer.factor.device)
+                self.logits[site] = nn.Parameter(logits)
+
+    def _learn(self, site: SiteModule, operand: str, middle: Tensor | None) -> None:
+        quantizer = site.quantizer(operand)
+        first = quantizer.calibrated(quantizer.scale).detach().clone()
+        step, beta = nn.Parameter(torch.ones_like(first)), None
+        if middle is not None:
+            beta = nn.Parameter(middle.detach() / first)
+            self.offsets.append(beta)
+        self.steps.append(step)
+        self.first.append(first)
+        self._of[site, operand] = (step, beta, first)
+
+    def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
+        quantizer, x = module.quantizer(operand), x.float()
+        if operand == "input" and module in self.logits:
+            grouped = cast(GroupwiseQuantizer, quantizer)
+            ranges = grouped.calibrated(grouped.scale) * grouped.high
+            return mixture(x, self.logits[module], ranges, grouped.high, grouped.signed)
+        if (module, operand) not in self._of:
+            return quantizer(x)  # type: ignore[no-any-return]
+        step, middle = self.step(module, operand), self._offset(module, operand)
+        if isinstance(quantizer, CentredQuantizer):
+            assert middle is not None
+            quantized = centred_range(x, middle, step * quantizer.count, quantizer.count)
+            if operand == "left" and module in self._watched:
+                self.maps.append(quantized)
+            return quantized
+        return with_learned_scale(quantizer, x, scaled_gradient(step, self.multiplier(quantizer, operand, x)))
+
+    def entropy(self) -> Tensor:
+        """The sum over the searched sites of their assignments' entropy."""
+        return torch.stack([assignment_entropy(logits) for logits in self.logits.values()]).sum()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Give the quantizers what was learned, each channel the group of its largest logit; weights get the codes of
+        what they are now."""
+        for site, operand in self._of:
+            quantizer = site.quantizer(operand)
+            quantizer.scale = self.step(site, operand).detach().clone()
+            if isinstance(quantizer, CentredQuantizer):
+                quantizer.middle = cast(Tensor, self._offset(site, operand)).detach().clone()
+        for module, logits in self.logits.items():
+            cast(GroupwiseQuantizer, module.quantizer("input")).group = logits.argmax(0).to(torch.uint8)
+        for module in self._sites.values():
+            if isinstance(module, WeightedSite):
+                module.weight_codes = None
