@@ -91,6 +91,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Images to train on, else those for calibration.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A model to learn from, else the float model itself.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Soft labels to learn from, of --data.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage of the recipe, such as search.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")] = False,
     calib: Calib = None,
     val: Images = None,

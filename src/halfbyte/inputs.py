@@ -36,7 +36,7 @@ class Options:
     `start` is `--from`: the artifact with whose quantizers and edits the run begins. `budget`, such as 4.0bits or
     3.2MB, gives sites widths of their own (the step `mixed`). What trains sees the images `data` (None: those for
     calibration) and learns from `labels`, else from the model `teacher`, else from the float model; its figures are
-    also written for `tensorboard`.
+    also written for `tensorboard`. `stage` is the one of the recipe's stages that is wanted.
     """
 
     model: str | None = None
@@ -61,6 +61,7 @@ class Options:
     teacher: str | None = None
     labels: Path | None = None
     tensorboard: bool = False
+    stage: str | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -89,6 +90,8 @@ class Inputs:
 def resolved_recipe(options: Options) -> Recipe:
     """The recipe of the options with their bit widths and parameters, every default written out."""
     recipe = load_recipe(options.recipe)
+    if options.stage is not None:
+        recipe = recipe.with_stage(options.stage)
     if options.start is None:
         recipe = recipe.with_bits(options.w_bits, options.a_bits)
     else:

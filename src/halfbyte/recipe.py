@@ -118,6 +118,18 @@ class Recipe:
         )
         return replace(self, steps=steps)
 
+    def with_stage(self, stage: str) -> Recipe:
+        """The same recipe with one of its stages: the steps with that parameter, and those in front of the first
+        stage for this."""
+        stages = [call.parameters.get("stage") for call in self.steps]
+        known = [name for name in dict.fromkeys(stages) if name is not None]
+        if stage not in known:
+            has = f"the stages {', '.join(known)}" if known else "no stages"
+            raise HalfbyteError(f"--stage {stage}: {self.source} has {has}{did_you_mean(stage, known)}")
+        before = stages.index(known[0]) if stage == known[0] else 0
+        kept = [number < before or own == stage for number, own in enumerate(stages)]
+        return replace(self, steps=tuple(call for call, keep in zip(self.steps, kept, strict=True) if keep))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values in the form in which recipes are written, everything resolved."""
         steps = [{call.name: call.parameters} for call in self.steps]

@@ -9,8 +9,10 @@ import torch
 
 from halfbyte import api
 from halfbyte.errors import HalfbyteError
+from halfbyte.inputs import Options, resolved_recipe
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.prepare import model_state
+from halfbyte.recipe import load_recipe
 
 SHORT = "epochs: 1, batch_size: 16, lr: 0.0005, step_lr: 10, area: 0.5, save_every: 2"
 STAGES = ("shared", "search", "finetune")
@@ -22,7 +24,7 @@ def run(tmp_path):
         steps = [first] if first else []
         steps += [f"quantformer: {{stage: {stage}, groups: 4, {SHORT}, {settings}}}" for stage in stages]
         (tmp_path / f"{name}.yaml").write_text(
-            f"name: q\n{'bits: {weight: 3, activation: 3}' if first else ''}\nsteps: [{', '.join(steps)}]\n"
+            f"name: q\nbits: {{weight: 3, activation: 3}}\nsteps: [{', '.join(steps)}]\n"
         )
         given = {} if "start" in options else {"model": "fashion_vit"}
         return api.quantize(
@@ -73,10 +75,11 @@ def test_no_groups_are_left_in_the_artifact(trained):
 
 
 def test_stages_one_by_one_begin_where_the_last_one_ended(run):
-    shared = run("steps: 2", "a", ("shared",))
-    search = run("steps: 2", "b", ("search",), first=None, start=shared.folder)
+    shared = run("steps: 2", "a", stage="shared")
+    search = run("steps: 2", "b", stage="search", start=shared.folder)
     found = stages_of(search)["search"]["sizes"]
-    finetune = run("steps: 2, fold: false", "c", ("finetune",), first=None, start=search.folder)
+    finetune = run("steps: 2, fold: false", "c", stage="finetune", start=search.folder)
+    assert [list(stages_of(result)) for result in (shared, search, finetune)] == [[stage] for stage in STAGES]
     for site, sizes in found.items():
         quantizer = finetune.model.get_submodule(site).quantizer("input")
         assert torch.bincount(quantizer.group.long(), minlength=4).tolist() == sizes
@@ -114,3 +117,18 @@ def test_wrong_parameters_are_told(run, settings, told):
 def test_other_quantizers_are_refused(run):
     with pytest.raises(HalfbyteError, match="put groupwise"):
         run("steps: 1", first="percentile: {images: 16}")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "told"),
+    [("quantformer", "searhc", "has the stages shared, search, finetune"), ("lsq", "search", "no stages")],
+)
+def test_wrong_stages_are_told(name, stage, told):
+    with pytest.raises(HalfbyteError, match=told):
+        resolved_recipe(Options(model="fashion_vit", recipe=name, stage=stage))
+
+
+def test_the_first_stage_has_what_comes_before_it():
+    for stage, expected in (("shared", ["groupwise", "quantformer"]), ("search", ["quantformer"])):
+        recipe = load_recipe("quantformer").with_stage(stage)
+        assert [call.name for call in recipe.steps] == expected
