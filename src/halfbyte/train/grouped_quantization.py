@@ -14,8 +14,9 @@ from halfbyte.train.group_mixture import assignment_entropy, centred_range, mixt
 from halfbyte.train.learned_quantization import LearnedQuantization, scaled_gradient
 from halfbyte.train.soft_quantization import with_learned_scale
 
-# Published: no group is preferred at first.
-FIRST_LOGIT = 0.01
+# Published: no group is preferred at first. Here the one that the channel has is, by next to nothing: before any search
+# the model is judged by it, not by the first group.
+FIRST_LOGIT, TIE = 0.01, 1e-4
 
 
 class GroupedQuantization(LearnedQuantization):
@@ -49,8 +50,9 @@ class GroupedQuantization(LearnedQuantization):
                     self._learn(site, operand, None)
             if name in searched:
                 quantizer = cast(GroupwiseQuantizer, site.quantizer("input"))
-                channels = quantizer.calibrated(quantizer.group).shape[0]
-                logits = torch.full((quantizer.groups, channels), FIRST_LOGIT, device=quantizer.factor.device)
+                group = quantizer.calibrated(quantizer.group).long()
+                logits = torch.full((quantizer.groups, len(group)), FIRST_LOGIT, device=group.device)
+                logits.scatter_(0, group[None], FIRST_LOGIT + TIE)
                 self.logits[site] = nn.Parameter(logits)
 
     def _learn(self, site: SiteModule, operand: str, middle: Tensor | None) -> None:
