@@ -158,7 +158,7 @@ class Way:
     loaded: nn.Module
 
     @staticmethod
-    def go(name: str, folder: Path) -> Way:
+    def go(name: str, folder: Path, recipe: str = "repq", settings: tuple[str, ...] = ("repq.images=2",)) -> Way:
         known = resolve(name)
         torch.manual_seed(0)
         original = create_architecture(known.architecture, known.tag).eval()
@@ -171,8 +171,8 @@ class Way:
         settle_batch_norms(original, pixels)
         save_file({key: tensor.contiguous() for key, tensor in original.state_dict().items()}, weights)
         run = halfbyte.quantize(
-            model=name, recipe="repq", weights=weights, calib=pictures, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
-            settings=(f"repq.images={IMAGES}",), batch_size=IMAGES, workers=0, device="cpu", out=folder / "run",
+            model=name, recipe=recipe, weights=weights, calib=pictures, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
+            settings=settings, batch_size=IMAGES, workers=0, device="cpu", out=folder / "run",
         )  # fmt: skip
         return Way(original, pixels, run, halfbyte.load(folder / "run"))
 
@@ -227,3 +227,24 @@ def test_a_model_goes_the_whole_way(name: str, tmp_path: Path) -> None:
     assert torch.equal(way.logits(way.loaded, batch_size=1), loaded)
     assert float_operations(way.run) == expected.in_float
     assert least_at_a_site(way) > LEAST_AT_A_SITE
+
+
+# One of each kind: rotations of the residual stream or of heads alone, or none; blocks that halve their image, that
+# have no norm, that run twice.
+DEFAULT = (
+    "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224",
+    "pit_ti_224", "vit_small_patch14_reg4_dinov2", "sret_t", "mobilevit_xs", "convnextv2_atto", "poolformer_s12",
+    "tf_efficientnet_lite0", "cifar_resnet20",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEFAULT)
+def test_the_default_recipe_goes_the_whole_way(name: str, tmp_path: Path) -> None:
+    few = ("adalog.images=2", "adalog.candidates=64", "adalog.steps=1", "refit.images=2", "qwt.images=2")
+    way = Way.go(name, tmp_path, "halfbyte-fast", few)
+    loaded = way.logits(way.loaded)
+    assert decibel(way.logits(way.original), loaded) > EXPECTED.get(name, Expected()).decibel - 5
+    with model_state(way.run.model, "quantized"):
+        assert torch.equal(way.logits(way.run.model), loaded)
+    assert torch.equal(way.logits(way.loaded, batch_size=1), loaded)
