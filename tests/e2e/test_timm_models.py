@@ -164,14 +164,21 @@ class Way:
         original = create_architecture(known.architecture, known.tag).eval()
         config: Any = original.pretrained_cfg
         weights, pictures = folder / "weights.safetensors", folder / "pictures.npz"
-        np.savez(pictures, x=coarse_pictures(*config["input_size"][1:]), y=np.arange(IMAGES))
+        x = coarse_pictures(*config["input_size"][1:])
+        np.savez(pictures, x=x, y=np.arange(IMAGES))
+        calib = pictures
+        if recipe != "repq":
+            # Its steps ask for eight images: these and their mirror images.
+            calib = folder / "calib.npz"
+            mirrored = np.concatenate([x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]])
+            np.savez(calib, x=mirrored, y=np.arange(4 * IMAGES) % IMAGES)
         images = open_images(pictures, {**config, "crop_pct": 1.0}, num_classes=None)
         pixels = torch.stack([images[i][0] for i in range(IMAGES)])
         strong_weights(original)
         settle_batch_norms(original, pixels)
         save_file({key: tensor.contiguous() for key, tensor in original.state_dict().items()}, weights)
         run = halfbyte.quantize(
-            model=name, recipe=recipe, weights=weights, calib=pictures, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
+            model=name, recipe=recipe, weights=weights, calib=calib, val=pictures, w_bits=8, a_bits=8, crop_pct=1.0,
             settings=settings, batch_size=IMAGES, workers=0, device="cpu", out=folder / "run",
         )  # fmt: skip
         return Way(original, pixels, run, halfbyte.load(folder / "run"))
@@ -241,7 +248,7 @@ DEFAULT = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEFAULT)
 def test_the_default_recipe_goes_the_whole_way(name: str, tmp_path: Path) -> None:
-    few = ("adalog.images=2", "adalog.candidates=64", "adalog.steps=1", "refit.images=2", "qwt.images=2")
+    few = ("adalog.images=2", "adalog.candidates=64", "adalog.steps=1", "refit.images=8", "qwt.images=8")
     way = Way.go(name, tmp_path, "halfbyte-fast", few)
     loaded = way.logits(way.loaded)
     assert decibel(way.logits(way.original), loaded) > EXPECTED.get(name, Expected()).decibel - 5
