@@ -85,3 +85,10 @@ def test_what_does_not_fit_is_told():
             GroupwiseQuantizer(4, 3).set_ranges(ranges, group)
     with pytest.raises(ValueError, match="half-width"):
         CentredQuantizer(4).set_range(torch.tensor(0.0), torch.tensor(0.0))
+
+
+def test_the_last_code_is_the_largest_in_use():
+    for kind in ("groupwise", "lsq"):
+        quantizer = build_quantizer({"kind": kind, "bits": 3})
+        quantizer.scale = torch.tensor(1.0)
+        assert int(quantizer.quantize(torch.tensor([99.0])).max()) == quantizer.last_code

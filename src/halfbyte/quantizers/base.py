@@ -47,6 +47,11 @@ class Quantizer(nn.Module, ABC):
         return 1 << self.bits
 
     @property
+    def last_code(self) -> int:
+        """The largest code in use."""
+        return self.levels - 1
+
+    @property
     def exact_integers(self) -> bool:
         """Whether the centred codes are whole numbers, so that sums of their products are exact."""
         return True

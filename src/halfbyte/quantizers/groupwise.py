@@ -60,6 +60,10 @@ class GroupwiseQuantizer(Quantizer):
         return self.groups == 1 and self.high - self.low < self.levels
 
     @property
+    def last_code(self) -> int:
+        return self.high - self.low
+
+    @property
     def factor(self) -> Tensor:
         return self.calibrated(self.scale).amax()
 

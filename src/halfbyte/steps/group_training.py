@@ -30,14 +30,16 @@ REACH = 16.0
 
 
 class AttentionMaps:
-    """An observer that keeps the attention maps of the batch that went through last, one a block `[B, heads, N, N]`."""
+    """An observer that keeps attention maps, one a block `[B, heads, N, N]`, while they are `wanted`: those of a whole
+    evaluation would fill the memory."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         self._products = {site_module(model, name) for name in names}
         self.found: list[Tensor] = []
+        self.wanted = False
 
     def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
-        if operand == "left" and module in self._products:
+        if self.wanted and operand == "left" and module in self._products:
             self.found.append(x)
         return x
 
@@ -58,7 +60,8 @@ class GroupTraining(ModelTraining):
         self.wanted = AttentionMaps(teacher, [name for name in self._attentions if name in known])
         set_state(teacher, "observe", self.wanted)
         self._teacher = teacher.to(session.device)
-        self.power = step.power or self._chosen_power(session)
+        self.step = step
+        self.power = step.power or (self._chosen_power(session) if self._compared() else 1)
         super().__init__(session, step)
         if session.guide is None:
             self.guide = self._teacher
@@ -76,7 +79,7 @@ class GroupTraining(ModelTraining):
 
     def finish(self) -> dict[str, Any]:
         figures = super().finish()
-        figures |= {"stage": self.step.stage, "power": self.power if self.step.attention else 0}
+        figures |= {"stage": self.step.stage, "power": self.power if self._compared() else 0}
         if self.learned.logits:
             figures["entropy"] = [note["entropy"] for note in self.session.notes if "entropy" in note]
             figures["sizes"] = {name: self._sizes(site) for name, site in self._searchable().items()}
@@ -87,14 +90,16 @@ class GroupTraining(ModelTraining):
         searched = tuple(self._searchable()) if step.stage == "search" and step.assignment == "searched" else ()
         return GroupedQuantization(
             sites, step.batch_size * step.crops, ranges=step.learn_ranges, searched=searched,
-            watched=tuple(self._attentions),
+            watched=self._compared(),
         )  # fmt: skip
 
     def _further_groups(self) -> list[dict[str, Any]]:
         logits = list(self.learned.logits.values())
+        if not logits:
+            return []
         total = self.plan.total(len(self.fitted))
         rate = self.step.group_lr or REACH / total
-        return [{"params": logits, "weight_decay": 0.0, "factor": rate / self.step.lr, "constant": True}]
+        return [{"params": logits, "weight_decay": 0.0, "factor": rate / (self.step.lr or 1.0), "constant": True}]
 
     def _own(self) -> list[nn.Parameter]:
         return [*super()._own(), *self.learned.logits.values()]
@@ -106,15 +111,16 @@ class GroupTraining(ModelTraining):
         super()._note(**figures)
 
     def _loss(self, crops: Tensor, labels: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
-        self.wanted.found, self.learned.maps = [], []
+        step, compares = self.step, bool(self._compared())
+        self.wanted.found, self.learned.maps, self.wanted.wanted = [], [], compares
         loss = super()._loss(crops, labels, ids, probabilities)
-        step = self.step
-        if step.attention:
+        if compares:
             if not self.wanted.found:
                 with torch.no_grad():
                     self._teacher(crops.flatten(0, 1))
             pairs = zip(self.wanted.found, self.learned.maps, strict=True)
             loss = loss + step.attention * torch.stack([rank_loss(t, s, self.power) for t, s in pairs]).sum()
+            self.wanted.wanted = False
         if self.learned.logits and step.entropy:
             loss = loss + step.entropy * self.learned.entropy()
         return loss
@@ -130,12 +136,18 @@ class GroupTraining(ModelTraining):
     def _chosen_power(self, session: Session) -> int:
         """By the entropy of the float model's attention."""
         entropies = []
+        self.wanted.wanted = True
         with torch.no_grad():
             for batch in session.images(min(CHOOSING, len(session.calibration))):
                 self.wanted.found = []
                 self._teacher(batch)
                 entropies += [relative_entropy(maps).flatten() for maps in self.wanted.found]
+        self.wanted.wanted, self.wanted.found = False, []
         return concentration(torch.cat(entropies))
+
+    def _compared(self) -> tuple[str, ...]:
+        """The products whose attention maps are compared: none in the stage without groups, as published."""
+        return tuple(self._attentions) if self.step.attention and self.step.stage != "shared" else ()
 
     def _searchable(self) -> dict[str, QuantLinear]:
         """The linears of the blocks whose inputs have, or are to have, groups of channels."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, SHARE, channel_ranges, grouped_ranges
+from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, channel_ranges, grouped_ranges
 from halfbyte.calibrate.kl_threshold import kl_threshold
 from halfbyte.capture import BlockCapture
 from halfbyte.errors import HalfbyteError
@@ -99,9 +99,11 @@ class Groupwise:
         groups = self.groups if isinstance(module, QuantLinear) else 1
         quantizer = GroupwiseQuantizer(bits, groups, signed=site.activation is None, levels=self._levels(bits))
         if groups == 1:
-            values = x.flatten()[:, None]
-            cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
-            ranges, place = channel_ranges(values, cap, SHARE if session.recipe.paper_exact else 1.0), None
+            if session.recipe.paper_exact:
+                channels = x.flatten(0, -2) if isinstance(module, QuantLinear) else x.flatten()[:, None]
+                ranges, place = channel_ranges(channels, PUBLISHED_CAP).amax().reshape(1), None
+            else:
+                ranges, place = x.abs().amax().reshape(1), None
             ranges = ranges.clamp(min=torch.finfo(torch.float32).tiny * 2**20)
         else:
             ranges, place = self._grouped(session, x.flatten(0, -2))
@@ -158,8 +160,12 @@ def fold_groups(session: Session, sites: list[str]) -> list[str]:
             grouped[name] = (module, quantizer)
     done: set[str] = set()
     for norm, readers in reparameterizable(session).items():
-        if all(name in grouped for name in readers):
-            steps = grouped[readers[0]][1].steps
+        first = grouped.get(readers[0])
+        alike = first is not None and all(
+            name in grouped and torch.equal(grouped[name][1].steps, first[1].steps) for name in readers
+        )
+        if first is not None and alike:
+            steps = first[1].steps
             folded = fold_channels(
                 session, norm, readers, steps, torch.zeros_like(steps), torch.full_like(steps, float("nan")),
                 round_zero_point=True,

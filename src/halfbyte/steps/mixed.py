@@ -117,7 +117,7 @@ def _alike(cost: Tensor, roles: list[str]) -> Tensor:
     Each site has a level of its own, the geometric mean over the widths; what else distinguishes it is mostly the noise
     of few images, which an allocation would follow.
     """
-    log = cost.clamp(min=torch.finfo(cost.dtype).tiny).log()
+    log = cost.clamp(min=max(1e-9 * float(cost.max()), torch.finfo(cost.dtype).tiny)).log()
     level = log.mean(1, keepdim=True)
     for role in sorted(set(roles)):
         same = torch.tensor([number for number, other in enumerate(roles) if other == role])

@@ -25,10 +25,10 @@ class Quantformer(Train):
     that are learned, and `finetune` trains with the range of the largest. assignment: `clustered` or `random` groups,
     to compare the `searched` ones with, are trained just as long.
 
-    attention: the weight of the loss that keeps the order of the float model's attention maps; power: to which these
-    are raised (0: by their entropy). entropy: the weight of the assignments' entropy. group_lr: their rate, constant
-    (0: the published one, scaled to the length of this training). learn_ranges: learn the ranges of inputs and weights
-    too, by LSQ's rule. fold, weights: as in `groupwise`, at the beginning of `finetune`.
+    attention: the weight of the loss that keeps the order of the float model's attention maps (not in `shared`); power:
+    to which these are raised (0: by their entropy). entropy: the weight of the assignments' entropy. group_lr: their
+    rate, constant (0: the published one, scaled to the length of this training). learn_ranges: learn the ranges of
+    inputs too, by LSQ's rule. fold, weights: as in `groupwise`, at the beginning of `finetune`.
     """
 
     stage: str = "shared"

@@ -37,7 +37,7 @@ class RoughQuantizers:
         self._special = self._searched or "repq" in steps
         self._fitted: dict[tuple[str, str, int], Quantizer] = {}
         with torch.no_grad(), model_state(session.model, "observe", self._fit):
-            for batch in session.images(IMAGES, IMAGES):
+            for batch in session.images(min(IMAGES, len(session.calibration)), IMAGES):
                 session.model(batch)
 
     def quantized(self, site: Site, operand: str, x: Tensor, bits: int) -> Tensor:

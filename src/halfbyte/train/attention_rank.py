@@ -28,7 +28,7 @@ def concentration(entropies: Tensor) -> int:
     The paper says that the power follows from the entropy of the self-attention and gives no rule.
     """
     mean = float(entropies.mean())
-    return POWERS[min(len(POWERS) - 1, math.floor((1 - mean) * len(POWERS)))]
+    return POWERS[max(0, min(len(POWERS) - 1, math.floor((1 - mean) * len(POWERS))))]
 
 
 def relative_entropy(maps: Tensor) -> Tensor:

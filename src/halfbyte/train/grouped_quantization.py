@@ -21,7 +21,7 @@ FIRST_LOGIT, TIE = 0.01, 1e-4
 
 class GroupedQuantization(LearnedQuantization):
     """Learns the centre and the half-width of every `CentredQuantizer`, as shares of the half-width's step; with
-    `ranges` also the steps of those `GroupwiseQuantizer` that have one, and for the sites of `searched` logits
+    `ranges` also the steps of inputs that have one, and for the sites of `searched` logits
     `[groups, C]`, by which their inputs are mixtures of all groups. Other quantizers stay as they are.
 
     `maps` collects the left operands of the products in `watched`, attention maps, as quantized.
@@ -46,7 +46,12 @@ class GroupedQuantization(LearnedQuantization):
                 quantizer = site.quantizer(operand)
                 if isinstance(quantizer, CentredQuantizer):
                     self._learn(site, operand, quantizer.calibrated(quantizer.middle))
-                elif isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups == 1 and ranges:
+                elif (
+                    ranges
+                    and operand == "input"
+                    and isinstance(quantizer, GroupwiseQuantizer)
+                    and quantizer.groups == 1
+                ):
                     self._learn(site, operand, None)
             if name in searched:
                 quantizer = cast(GroupwiseQuantizer, site.quantizer("input"))

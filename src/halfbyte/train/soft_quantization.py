@@ -67,7 +67,7 @@ def near_codes(site: WeightedSite) -> Tensor:
     codes, weight = site.codes(), site.float_weight().detach()
     scale, coded = quantizer.calibrated(quantizer.scale), _coded(site)
     steps = (weight - coded) / scale
-    beyond = ((codes == 0) & (steps < 0)) | ((codes == quantizer.levels - 1) & (steps > 0))
+    beyond = ((codes == 0) & (steps < 0)) | ((codes == quantizer.last_code) & (steps > 0))
     return torch.where(beyond, weight, coded + steps.clamp(-WITHIN, WITHIN) * scale)
 
 
