@@ -91,7 +91,7 @@ def resolved_recipe(options: Options) -> Recipe:
     """The recipe of the options with their bit widths and parameters, every default written out."""
     recipe = load_recipe(options.recipe)
     if options.stage is not None:
-        recipe = recipe.with_stage(options.stage)
+        recipe = with_defaults(recipe).with_stage(options.stage)
     if options.start is None:
         recipe = recipe.with_bits(options.w_bits, options.a_bits)
     else:

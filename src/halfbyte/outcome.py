@@ -18,7 +18,7 @@ from halfbyte.layers.site import State
 from halfbyte.prepare import model_state, settle, site_module
 from halfbyte.report.run import render_run
 from halfbyte.run_folder import RunFolder
-from halfbyte.session import Session
+from halfbyte.session import Session, StepReport
 
 SQNR_IMAGES = 8
 # Of a trained float model: its file, and the width that its metrics name.
@@ -105,7 +105,9 @@ def _metrics(
 ) -> dict[str, Any]:
     """What `metrics.json` holds, the coverage apart."""
     floats, quantized = accuracies
-    seconds = {report.step: report.seconds for report in session.reports}
+    seconds: dict[str, float] = {}
+    for report in session.reports:
+        seconds[report.step] = round(seconds.get(report.step, 0.0) + report.seconds, 3)
     total = round(sum(report.seconds for report in session.reports), 3)
     recipe, source = inputs.recipe, inputs.loaded.source
     return {
@@ -139,12 +141,16 @@ def _stages(session: Session, quantized: dict[str, Any]) -> dict[str, Any]:
     """Of a training run, what each of its trainings came to."""
     trained = [report for report in session.reports if "optimizer_steps" in report.figures]
     stages = {
-        report.step: {"top1": None, "steps": report.figures["optimizer_steps"], "seconds": report.seconds}
+        _stage(report): {"top1": None, "steps": report.figures["optimizer_steps"], "seconds": report.seconds}
         for report in trained
     }
     if trained and session.reports[-1] is trained[-1]:
-        stages[trained[-1].step]["top1"] = quantized["top1"]
+        stages[_stage(trained[-1])]["top1"] = quantized["top1"]
     return {"stages": stages} if stages else {}
+
+
+def _stage(report: StepReport) -> str:
+    return str(report.figures.get("stage", report.step))
 
 
 def accuracy(found: Metrics) -> dict[str, float | None]:

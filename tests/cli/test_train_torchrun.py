@@ -18,6 +18,8 @@ RECIPE = (
 # Sums over two processes round otherwise than over one. Sooner or later a quantized model makes much of it: a weight
 # halfway between two levels takes the other one, or Adam gives a gradient that is all rounding a step of full size.
 QUANTIZED = {"first": "learned_steps: {images: 16}, ", "epochs": 1, "more": "rule: vvtq, regularizer: 0.01"}
+SEARCH = "quantformer: {stage: search, batch_size: 8, lr: 0.0005, save_every: 1, groups: 3}"
+GROUPED = "name: q\nbits: {weight: 4, activation: 4}\nsteps: [groupwise: {groups: 1, images: 16}, " + SEARCH + "]\n"
 FLOAT = {"first": "", "epochs": 3, "more": "quantize: false"}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -60,6 +62,20 @@ def test_two_processes_have_the_losses_of_one(tmp_path, command, form, losses):
     alike = 4 if form is QUANTIZED else losses
     assert trace(tmp_path / "two")[:alike] == pytest.approx(one[:alike], rel=1e-5, abs=1e-9)
     assert trace(tmp_path / "two") == pytest.approx(one, rel=0.1, abs=1e-9)
+
+
+def test_two_processes_search_for_the_same_groups(tmp_path, command):
+    asked = command(QUANTIZED)
+    (tmp_path / "t.yaml").write_text(GROUPED)
+    subprocess.run([sys.executable, "-m", "halfbyte", *asked, "--out", tmp_path / "one"], check=True, env=ENVIRONMENT)
+    two = [*torchrun("2", "--standalone"), *asked, "--out", tmp_path / "two"]
+    subprocess.run(two, check=True, env=ENVIRONMENT)
+    # Adam gives the logits of channels that no range clips, whose gradients are all rounding, steps of full size.
+    assert trace(tmp_path / "two")[:2] == pytest.approx(trace(tmp_path / "one")[:2], rel=1e-5)
+    assert trace(tmp_path / "two") == pytest.approx(trace(tmp_path / "one"), rel=0.1)
+    sizes = [json.loads((tmp_path / name / "metrics.json").read_text())["steps"][1]["sizes"] for name in ("one", "two")]
+    moved = sum(abs(a - b) for site in sizes[0] for a, b in zip(sizes[0][site], sizes[1][site], strict=True)) / 2
+    assert moved <= 0.02 * sum(sum(groups) for groups in sizes[0].values())
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_the_mixture_of_a_search(signed):
     for case in FIXED["cases"] if signed else cases("qf_group_search", "A"):
         x, logits = leaf(SEARCH["x"]), leaf(SEARCH["alpha"])
         high = largest_level(case["a_bit"], signed, "released")
-        y = mixture(x, logits, torch.tensor(SEARCH["ranges"]), high, signed)
+        y = mixture(x, logits, torch.tensor(SEARCH["ranges"]) / high, -high if signed else 0, high)
         (y * torch.tensor(SEARCH["grad_out"])).sum().backward()
         for found, key in ((y, "y"), (x.grad, "grad_x"), (logits.grad, "grad_alpha")):
             close(found, case[key])

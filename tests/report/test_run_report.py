@@ -101,6 +101,9 @@ def _hostile(value: Any) -> Any:
     return HOSTILE if isinstance(value, str) else value
 
 
+# Entropies behind the steps of a search: more than a chart has rows.
+SETTLING = [[20 * number, 0.25 * 0.9**number] for number in range(60)]
+
 VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "complete": deit_tiny_metrics,
     "not evaluated": _without_measurements,
@@ -110,12 +113,21 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "hostile": lambda: _hostile(deit_tiny_metrics()),
     "simulation": lambda: deit_tiny_metrics() | {"paper_exact": True},
     "training": lambda: deit_tiny_metrics() | {"stages": {"shared": {"top1": 71.2, "steps": 900, "seconds": 61}}},
+    "search": lambda: deit_tiny_metrics() | {"steps": [{"step": "quantformer", "entropy": SETTLING}]},
+    "damaged search": lambda: deit_tiny_metrics() | {"steps": [{"entropy": [[1], 2, [None, 3], ["a", "b"]]}]},
 }
 
 
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
     return VARIANTS[request.param]()
+
+
+def test_a_search_is_drawn_to_its_end(read_page: Callable[..., Any]) -> None:
+    text = read_page(render_run(VARIANTS["search"](), RECIPE)).text()
+    assert "step 1,180" in text
+    assert f"{SETTLING[-1][1]:.3f}" in text
+    assert "Search for groups" not in read_page(render_run(VARIANTS["damaged search"](), RECIPE)).text()
 
 
 def test_the_facts_are_on_the_page(read_page: Callable[..., Any]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from halfbyte import api
+from halfbyte.calibrate.channel_groups import channel_ranges, grouped_ranges
 from halfbyte.errors import HalfbyteError
 from halfbyte.inputs import Options, read_inputs, resolved_recipe
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.prepare import model_state, site_module
 from halfbyte.progress import Progress
 from halfbyte.quantizers.groupwise import CentredQuantizer, GroupwiseQuantizer
-from halfbyte.steps.groupwise import Groupwise
+from halfbyte.steps.groupwise import Groupwise, fitted
 
 
 def recipe(tmp_path, settings, bits=4, paper_exact=False):
@@ -116,17 +119,56 @@ def test_ranges_follow_the_channels(tmp_path):
     assert float(attention.middle) == 0
 
 
-def test_more_groups_tell_inputs_better(tmp_path):
+def test_more_groups_tell_inputs_better():
+    x = torch.randn(1000, 64) * torch.linspace(0.05, 3, 64)
     errors = []
     for groups in (1, 8):
-        session, step = session_of(tmp_path, f"groups: {groups}, fold: false", bits=3)
-        step.run(session)
-        x = torch.randn(1000, 64) * torch.linspace(0.05, 3, 64)
-        ranges, place = step._grouped(session, x) if groups > 1 else (x.abs().amax().reshape(1), None)
+        ranges, place = grouped_ranges(channel_ranges(x), groups)
         quantizer = GroupwiseQuantizer(3, groups)
-        step._fit(session, x, lambda share, q=quantizer, r=ranges, p=place: q.set_ranges(r * share, p), quantizer)
-        errors.append(float((quantizer(x) - x).square().mean()))
+        quantizer.set_ranges(ranges, place)
+        errors.append(float((fitted(x, quantizer)(x) - x).square().mean()))
     assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_a_gelu_leaves_below_zero_is_not_lost(groups):
+    x = torch.nn.functional.gelu(torch.randn(500, 32) * torch.linspace(0.3, 1, 32))
+    quantizer = GroupwiseQuantizer(4, groups, signed=False)
+    quantizer.set_ranges(*grouped_ranges(channel_ranges(x), groups))
+    before = float((quantizer(x) - x).square().mean())
+    found = fitted(x, quantizer)
+    assert found.below > 0
+    assert found.high - found.low == 15
+    assert float((found(x) - x).square().mean()) < 0.8 * before
+    relu = GroupwiseQuantizer(4, groups, signed=False)
+    relu.set_ranges(*grouped_ranges(channel_ranges(x.relu()), groups))
+    assert fitted(x.relu(), relu).below == 0
+
+
+@pytest.mark.parametrize("weights", ["rows", "mse", "kl"])
+def test_weights_have_the_steps_asked_for(run, weights):
+    result = run(f"groups: 2, weights: {weights}")
+    quantizer = site_module(result.model, "blocks.0.mlp.fc1").quantizer("weight")
+    assert quantizer.scale.numel() == (384 if weights == "rows" else 1)
+    images = torch.randn(2, 1, 28, 28)
+    with torch.inference_mode(), model_state(result.model, "quantized"):
+        assert torch.equal(api.load(result.folder)(images), result.model(images))
+
+
+def test_refit_is_refused_behind_it(tmp_path):
+    path = recipe(tmp_path, "groups: 2")
+    path.write_text(path.read_text()[:-1] + ", refit: {images: 16}]")
+    with pytest.raises(HalfbyteError, match="refit fits weights of uniform steps; "):
+        api.quantize(model="fashion_vit", recipe=path, out=tmp_path / "r", calib_images=16, limit=4, workers=0)
+
+
+def test_the_sizes_of_groups_outlive_a_kill(run, survives_stops, tmp_path):
+    survives_stops(lambda name, resume: run("groups: 3", name, resume=resume), at=(2, 4))
+    sizes = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["steps"][0]["groups"] for name in ("whole", "parts")
+    ]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) > 8
 
 
 def test_a_convolutional_model_has_one_group_a_site(run):
@@ -140,7 +182,7 @@ def test_a_convolutional_model_has_one_group_a_site(run):
         ("groups: 0", "groups must be from 1 to 64"),
         ("levels: printed", "levels must be one of paper, released"),
         ("assignment: best", "assignment must be one of clustered, random"),
-        ("weights: max", "weights must be one of mse, kl"),
+        ("weights: max", "weights must be one of rows, mse, kl"),
     ],
 )
 def test_wrong_parameters_are_told(run, settings, told):

@@ -57,11 +57,16 @@ def test_the_stages_gain_and_the_assignments_settle(trained):
     first, *later = stages["shared"]["held_out_loss"]
     assert min(later) < 0.7 * first
     assert min(stages["finetune"]["held_out_loss"]) < 0.7 * first
-    entropy = stages["search"]["entropy"]
+    entropy = [value for _, value in stages["search"]["entropy"]]
     assert entropy[0] == pytest.approx(math.log(4) / 4, rel=1e-3)
     assert entropy[-1] < 0.5 * entropy[0]
     sizes = stages["search"]["sizes"]
     assert sum(sizes["blocks.0.mlp.fc2"]) == 384
+    assert "Search for groups of channels" in (trained.folder / "report.html").read_text()
+    assert list(trained.metrics["stages"]) == list(STAGES)
+    assert trained.metrics["seconds"]["quantformer"] == pytest.approx(
+        sum(stage["seconds"] for stage in trained.metrics["stages"].values()), abs=0.01
+    )
     assert sum(len([size for size in groups if size]) > 1 for groups in sizes.values()) >= len(sizes) / 2
 
 
@@ -126,6 +131,12 @@ def test_other_quantizers_are_refused(run):
 def test_wrong_stages_are_told(name, stage, told):
     with pytest.raises(HalfbyteError, match=told):
         resolved_recipe(Options(model="fashion_vit", recipe=name, stage=stage))
+
+
+def test_a_stage_that_is_a_default_is_found(tmp_path):
+    (tmp_path / "d.yaml").write_text("name: d\nsteps: [groupwise: {groups: 1}, quantformer: {}]\n")
+    recipe = resolved_recipe(Options(model="fashion_vit", recipe=tmp_path / "d.yaml", stage="shared"))
+    assert [call.name for call in recipe.steps] == ["groupwise", "quantformer"]
 
 
 def test_the_first_stage_has_what_comes_before_it():

@@ -28,3 +28,10 @@ def join_tokens(x: Tensor, groups: int, order: Tensor | None) -> Tensor:
     """What `slice_tokens` cut, together again and in the old order: `[B, N, C]`."""
     x = x.reshape(len(x) // groups, -1, x.shape[-1])
     return x if order is None else x[:, torch.argsort(order)]
+
+
+def fix_orders(model: nn.Module) -> None:
+    """Let a model in training put its tokens in the orders that it has at evaluation."""
+    for module in model.modules():
+        if hasattr(module, "permutation"):
+            module.training = False

@@ -31,7 +31,8 @@ def largest_level(bits: int, signed: bool, levels: str = "paper") -> int:
 
 
 class GroupwiseQuantizer(Quantizer):
-    """Levels k s with k from -n to n (`signed`) or from 0 to n, n = `largest_level`; a value is clipped, then rounded.
+    """Levels k s with k from -n to n (`signed`) or from -`below` to n - `below`, n = `largest_level`; a value is
+    clipped, then rounded. What follows a GELU needs levels below zero: without them all that is negative is lost.
 
     With more than one group, `scale` `[groups]` holds their steps, `group` `[C]`, uint8, says which one a channel (the
     last dimension) takes, and the quantizer is a simulation: its codes have no common factor. `merged` gives the one of
@@ -44,16 +45,30 @@ class GroupwiseQuantizer(Quantizer):
     group: Tensor | None
 
     def __init__(
-        self, bits: int, groups: int = 1, *, signed: bool = True, levels: str = "paper", clips_gradient: bool = True
+        self,
+        bits: int,
+        groups: int = 1,
+        *,
+        signed: bool = True,
+        below: int = 0,
+        levels: str = "paper",
+        clips_gradient: bool = True,
     ) -> None:
         super().__init__(bits)
         if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= MOST_GROUPS:
             raise HalfbyteError(f"groups must be from 1 to {MOST_GROUPS}, not {groups!r}")
         self.groups, self.signed, self.level_rule, self.clips_gradient = groups, signed, levels, clips_gradient
-        self.high = largest_level(bits, signed, levels)
-        self.low = -self.high if signed else 0
+        count = largest_level(bits, signed, levels)
+        if isinstance(below, bool) or not isinstance(below, int) or not 0 <= below < (1 if signed else count):
+            raise HalfbyteError(f"below must be from 0 to {count - 1}, and 0 where both sides are alike, not {below!r}")
+        self.low, self.high = (-count, count) if signed else (-below, count - below)
         if groups > 1:
             self.register_buffer("group", None)
+
+    @property
+    def below(self) -> int:
+        """How many levels a one-sided range has below zero."""
+        return 0 if self.signed else -self.low
 
     @property
     def exact_integers(self) -> bool:
@@ -69,7 +84,7 @@ class GroupwiseQuantizer(Quantizer):
 
     @property
     def largest(self) -> float:
-        return float(self.high)
+        return float(max(self.high, -self.low))
 
     @property
     def steps(self) -> Tensor:
@@ -98,7 +113,7 @@ class GroupwiseQuantizer(Quantizer):
     def merged(self) -> GroupwiseQuantizer:
         """The quantizer with the largest step for all."""
         one = GroupwiseQuantizer(
-            self.bits, signed=self.signed, levels=self.level_rule, clips_gradient=self.clips_gradient
+            self.bits, signed=self.signed, below=self.below, levels=self.level_rule, clips_gradient=self.clips_gradient
         )
         one.scale = self.factor.clone()
         return one
@@ -121,6 +136,7 @@ class GroupwiseQuantizer(Quantizer):
 
     def spec(self) -> dict[str, Any]:
         plain = super().spec() | {"groups": self.groups, "signed": self.signed, "levels": self.level_rule}
+        plain |= {"below": self.below} if self.below else {}
         return plain | ({} if self.clips_gradient else {"clips_gradient": False})
 
     def _levels(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from halfbyte.report.facts import mapping, number, records
 from halfbyte.report.markup import Html, element, escape
 from halfbyte.report.page import Column, code_block, details, document, paragraph, section, table
 from halfbyte.report.sites import sites_section
+from halfbyte.report.training import training_section
 
 _FOLDED_ROWS = 12
 _USE = """\
@@ -42,7 +43,7 @@ def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
         sites_section(metrics),
         _coverage(metrics),
         _time_and_memory(metrics),
-        _stages(metrics),
+        training_section(metrics),
         _steps(metrics),
         section("Recipe", code_block("Recipe", "\n".join(recipe_yaml.splitlines()))),
         _environment(metrics),
@@ -127,19 +128,6 @@ def _time_and_memory(metrics: Mapping[str, Any]) -> Html:
         table("Time", columns, rows),
         paragraph(f"Peak memory of the process: {wording.size(number(metrics.get('peak_rss_bytes')))}."),
     )
-
-
-def _stages(metrics: Mapping[str, Any]) -> Html:
-    stages = mapping(metrics.get("stages"))
-    if not stages:
-        return Html("")
-    columns = (Column("Stage"), Column("Steps", "number"), Column("Top-1", "number"), Column("Time", "number"))
-    rows = []
-    for name, value in stages.items():
-        stage = mapping(value)
-        steps, top1, seconds = (number(stage.get(key)) for key in ("steps", "top1", "seconds"))
-        rows.append((str(name), wording.count(steps), wording.percent(top1), wording.duration(seconds)))
-    return section("Training stages", table("Training stages", columns, rows))
 
 
 def _steps(metrics: Mapping[str, Any]) -> Html:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, channel_ranges, grouped_ranges
 from halfbyte.families.describe import describe
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import SiteModule
-from halfbyte.prepare import model_state, prepare, set_state, site_module
+from halfbyte.layers.slicing import fix_orders
+from halfbyte.prepare import prepare, set_state, site_module
 from halfbyte.quantizers.groupwise import GroupwiseQuantizer
 from halfbyte.session import Session
 from halfbyte.steps.groupwise import fit_weight, fold_groups
 from halfbyte.steps.model_training import ModelTraining
+from halfbyte.steps.regroup import regroup
 from halfbyte.train.attention_rank import concentration, rank_loss, relative_entropy
 from halfbyte.train.grouped_quantization import GroupedQuantization
+from halfbyte.train.loop import Chunk
 
 if TYPE_CHECKING:
     from halfbyte.steps.quantformer import Quantformer
 
-# Images by which channels are grouped and the power of attention is chosen.
-GROUPING, CHOOSING = 64, 16
-# The published rate of the assignments times its steps, an epoch of ImageNet in batches of 8: how far a logit can go.
-REACH = 16.0
+# Images by which the power of attention is chosen.
+CHOOSING = 16
+# How far a logit can go in a search: twice what the published rate comes to in an epoch of ImageNet in batches of 8,
+# so that the assignments are settled for the second half.
+REACH, PUBLISHED_RATE = 32.0, 1e-4
 
 
 class AttentionMaps:
@@ -69,7 +74,7 @@ class GroupTraining(ModelTraining):
     def start(self) -> None:
         """Make the groups of this stage, then begin as every training."""
         if self.step.stage == "search":
-            self._regroup()
+            regroup(self.session, self._searchable(), self.step.groups, self.step.assignment)
         elif self.step.stage == "finetune" and self.step.fold:
             for name in fold_groups(self.session, [site.name for site in self.session.layout.sites]):
                 module = site_module(self.session.model, name)
@@ -81,16 +86,24 @@ class GroupTraining(ModelTraining):
         figures = super().finish()
         figures |= {"stage": self.step.stage, "power": self.power if self._compared() else 0}
         if self.learned.logits:
-            figures["entropy"] = [note["entropy"] for note in self.session.notes if "entropy" in note]
+            figures["entropy"] = [[note["step"], note["entropy"]] for note in self.session.notes if "entropy" in note]
             figures["sizes"] = {name: self._sizes(site) for name, site in self._searchable().items()}
         return figures
+
+    @contextmanager
+    def _training(self, chunk: Chunk) -> Iterator[None]:
+        with super()._training(chunk):
+            if self._compared():
+                # Maps can be compared where both models have their tokens in one order.
+                fix_orders(self.session.model)
+            yield
 
     def _quantization(self, sites: dict[str, SiteModule]) -> GroupedQuantization:
         step = self.step
         searched = tuple(self._searchable()) if step.stage == "search" and step.assignment == "searched" else ()
         return GroupedQuantization(
-            sites, step.batch_size * step.crops, ranges=step.learn_ranges, searched=searched,
-            watched=self._compared(),
+            sites, step.rule, step.batch_size * step.crops, relative=step.relative, ranges=step.learn_ranges,
+            searched=searched, watched=self._compared(),
         )  # fmt: skip
 
     def _further_groups(self) -> list[dict[str, Any]]:
@@ -98,7 +111,7 @@ class GroupTraining(ModelTraining):
         if not logits:
             return []
         total = self.plan.total(len(self.fitted))
-        rate = self.step.group_lr or REACH / total
+        rate = self.step.group_lr or (PUBLISHED_RATE if self.session.recipe.paper_exact else REACH / total)
         return [{"params": logits, "weight_decay": 0.0, "factor": rate / (self.step.lr or 1.0), "constant": True}]
 
     def _own(self) -> list[nn.Parameter]:
@@ -157,30 +170,3 @@ class GroupTraining(ModelTraining):
             if site.role not in ("stem", "head", "side") and isinstance(module, QuantLinear):
                 found[site.name] = module
         return found
-
-    @torch.no_grad()
-    def _regroup(self) -> None:
-        """Ranges of groups from what reaches each site now; assignments as the stage says."""
-        session, step, sites = self.session, self.step, self._searchable()
-        names = {module: name for name, module in sites.items()}
-        seen: dict[str, Tensor] = {}
-
-        def widest(module: SiteModule, operand: str, x: Tensor) -> Tensor:
-            if operand == "input" and module in names:
-                cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
-                found, name = channel_ranges(x.flatten(0, -2), cap), names[module]
-                seen[name] = torch.maximum(seen[name], found) if name in seen else found
-            return module.quantizer(operand)(x)  # type: ignore[no-any-return]
-
-        with model_state(session.model, "observe", widest):
-            for batch in session.images(min(GROUPING, len(session.calibration))):
-                session.model(batch)
-        for name, module in sites.items():
-            old = module.quantizer("input")
-            assert isinstance(old, GroupwiseQuantizer)
-            ranges, place = grouped_ranges(seen[name], step.groups)
-            if step.assignment == "random":
-                place = torch.randint(step.groups, place.shape, generator=session.generator).to(place.device)
-            grouped = GroupwiseQuantizer(old.bits, step.groups, signed=old.signed, levels=old.level_rule)
-            grouped.set_ranges(ranges, place)
-            module.set_quantizer("input", grouped.to(session.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,17 +16,18 @@ from halfbyte.families.layout import Site
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
-from halfbyte.quantizers.base import MAX_BITS, Quantizer
+from halfbyte.quantizers.base import MAX_BITS
 from halfbyte.quantizers.groupwise import LEVELS, MOST_GROUPS, CentredQuantizer, GroupwiseQuantizer
+from halfbyte.quantizers.lsq import LsqQuantizer, least_squares_step
 from halfbyte.session import Session
 from halfbyte.steps.reparameterize import fold_channels, reparameterizable
 
 ASSIGNMENTS = ("clustered", "random")
-WEIGHTS = ("mse", "kl")
+WEIGHTS = ("rows", "mse", "kl")
 PUBLISHED_HALF_WIDTH = 8.0
 # Shares of a range that are tried for the least squared error, and the values of a tensor that decide.
-SHRINKS = tuple(1 - 0.05 * number for number in range(16))
-MOST = 2**20
+SHRINKS = tuple(0.92**number for number in range(30))
+MOST = 2**18
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Groupwise:
     attention multiplies.
 
     groups: of channels, by their ranges: those between the least and the largest cut in equal parts (assignment:
-    `clustered`), or drawn (`random`, to compare with). images: for calibration. weights: one step for each, which clips
-    where the squared error is least (`mse`) or where the published histogram says (`kl`). levels, of activations:
+    `clustered`), or drawn (`random`, to compare with). images: for calibration. weights: a step for each row of
+    outputs (`rows`), or one for each weight, which clips where the squared error is least (`mse`) or where the
+    published histogram says (`kl`). levels, of activations:
     `paper`, or `released`, a bit more on two-sided ones of at most 7 bits, in simulation only. fold: make the groups'
     steps part of the norm before and of the weights, so that none is left in what is deployed; false keeps them, in
     simulation only.
@@ -50,7 +51,7 @@ class Groupwise:
     groups: int = 8
     images: int = 32
     assignment: str = "clustered"
-    weights: str = "mse"
+    weights: str = "rows"
     levels: str = "paper"
     fold: bool = True
 
@@ -68,7 +69,7 @@ class Groupwise:
 
         Raises `HalfbyteError` for values that are not finite.
         """
-        capture, found = BlockCapture(session, self.images), []
+        capture = BlockCapture(session, self.images)
         for block in session.parts(session.layout.blocks, "grouping channels"):
             with torch.no_grad():
                 operands = capture.operands(block)
@@ -79,16 +80,16 @@ class Groupwise:
                                 f"calibration failed: what reaches {site.name} is not finite; are these the weights of "
                                 "this model?"
                             )
-                    found += self._set_inputs(session, site, operands.pop(site.name))
+                    session.notes += self._set_inputs(session, site, operands.pop(site.name))
                 if self.fold:
                     fold_groups(session, [site.name for site in block.sites])
                 for site in block.sites:
                     module = site_module(session.model, site.name)
                     if isinstance(module, WeightedSite):
                         fit_weight(module, session.bits.of(site)[0], self.weights)
-        return {"groups": dict(found)}
+        return {"groups": {note["site"]: note["sizes"] for note in session.notes}}
 
-    def _set_inputs(self, session: Session, site: Site, operands: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
+    def _set_inputs(self, session: Session, site: Site, operands: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Give the operands that are activations their quantizers; returns the sizes of the groups, where there are."""
         module, bits = site_module(session.model, site.name), session.bits.of(site)[1]
         if not isinstance(module, WeightedSite):
@@ -107,9 +108,13 @@ class Groupwise:
             ranges = ranges.clamp(min=torch.finfo(torch.float32).tiny * 2**20)
         else:
             ranges, place = self._grouped(session, x.flatten(0, -2))
-        self._fit(session, x, lambda share: quantizer.set_ranges(ranges * share, place), quantizer)
+        quantizer.set_ranges(ranges, place)
+        if not session.recipe.paper_exact:
+            quantizer = fitted(x, quantizer)
         module.set_quantizer("input", quantizer.to(session.device))
-        return [] if place is None else [(site.name, torch.bincount(place, minlength=groups).tolist())]
+        if place is None:
+            return []
+        return [{"site": site.name, "sizes": torch.bincount(place, minlength=groups).tolist()}]
 
     def _grouped(self, session: Session, values: Tensor) -> tuple[Tensor, Tensor]:
         cap = PUBLISHED_CAP if session.recipe.paper_exact else float("inf")
@@ -127,22 +132,9 @@ class Groupwise:
             return quantizer.to(session.device)
         low, high = x.amin(), x.amax()
         middle, width = (low + high) / 2, ((high - low) / 2).clamp(min=1e-6)
-        # What lies at the lower end of attention maps counts most: the range shrinks towards zero.
-        self._fit(session, x, lambda share: quantizer.set_range(middle * share, width * share), quantizer)
+        quantizer.set_range(middle, width)
+        fit_share(x, quantizer)
         return quantizer.to(session.device)
-
-    def _fit(self, session: Session, x: Tensor, take: Callable[[float], None], quantizer: Quantizer) -> None:
-        """Let a quantizer take the share of its range with the least squared error, of a sample of `x`."""
-        if session.recipe.paper_exact:
-            take(1.0)
-            return
-        rows = x.flatten(0, -2)
-        rows = rows[:: -(-rows.numel() // MOST)]
-        errors = []
-        for share in SHRINKS:
-            take(share)
-            errors.append(float((quantizer(rows) - rows).square().mean()))
-        take(SHRINKS[errors.index(min(errors))])
 
     def _levels(self, bits: int) -> str:
         return "paper" if bits == MAX_BITS else self.levels
@@ -196,16 +188,63 @@ def _scale_input(session: Session, site: str, module: QuantLinear, quantizer: Gr
 
 @torch.no_grad()
 def fit_weight(module: WeightedSite, bits: int, rule: str) -> None:
-    """Give a weight one step, which clips where the squared error is least (`mse`) or by `kl_threshold`."""
+    """Give a weight its steps by one of the rules `WEIGHTS`."""
     weight = module.float_weight()
+    if rule == "rows":
+        by_row = LsqQuantizer(bits, axis=0)
+        by_row.set_step(least_squares_step(weight.detach(), bits, axis=0))
+        module.set_quantizer("weight", by_row.to(weight.device))
+        return
     quantizer = GroupwiseQuantizer(bits, clips_gradient=False).to(weight.device)
     if rule == "kl":
         quantizer.set_ranges(weight.new_tensor([kl_threshold(weight, bits)]))
     else:
         largest = weight.abs().amax().clamp(min=1e-12).reshape(1)
-        errors = []
-        for share in SHRINKS:
-            quantizer.set_ranges(largest * share)
-            errors.append(float((quantizer(weight) - weight).square().sum()))
-        quantizer.set_ranges(largest * SHRINKS[errors.index(min(errors))])
+        quantizer.set_ranges(largest)
+        fit_share(weight, quantizer)
     module.set_quantizer("weight", quantizer)
+
+
+def fitted(x: Tensor, quantizer: GroupwiseQuantizer) -> GroupwiseQuantizer:
+    """The quantizer with the least squared error of a sample of `x` among those with a share of this one's ranges and,
+    where it is one-sided, so many levels below zero that they reach the least value at the step of some group."""
+    rows = _sample(x)
+    if quantizer.signed or float(rows.amin()) >= 0:
+        fit_share(rows, quantizer)
+        return quantizer
+    group, ranges = quantizer.group if quantizer.groups > 1 else None, quantizer.calibrated(quantizer.scale).view(-1)
+    depths = (-rows.amin() / ranges).ceil().clamp(max=quantizer.levels // 2).int()
+    best = None
+    for below in sorted({0, *depths.tolist(), *(depths // 2 + 1).tolist()}):
+        other = GroupwiseQuantizer(
+            quantizer.bits, quantizer.groups, signed=False, below=below, levels=quantizer.level_rule
+        )
+        other.set_ranges(ranges * quantizer.high, group)
+        error = fit_share(rows, other)
+        best = (error, other) if best is None or error < best[0] else best
+    assert best is not None
+    return best[1]
+
+
+def fit_share(x: Tensor, quantizer: GroupwiseQuantizer | CentredQuantizer) -> float:
+    """Let a quantizer take the share of its range with the least squared error of a sample of `x`, which is returned.
+    What lies at the lower end of attention maps counts most: a range around a centre shrinks towards zero."""
+    rows = _sample(x)
+    scale, middle = quantizer.calibrated(quantizer.scale), getattr(quantizer, "middle", None)
+
+    def take(share: float) -> None:
+        quantizer.scale = scale * share
+        if isinstance(quantizer, CentredQuantizer) and middle is not None:
+            quantizer.middle = middle * share
+
+    errors = []
+    for share in SHRINKS:
+        take(share)
+        errors.append(float((quantizer(rows) - rows).square().mean()))
+    take(SHRINKS[errors.index(min(errors))])
+    return min(errors)
+
+
+def _sample(x: Tensor) -> Tensor:
+    rows = x.flatten(0, -2)
+    return rows[:: -(-rows.numel() // MOST)]

@@ -90,7 +90,7 @@ class ModelTraining:
             with self._training(chunk), model_state(self.session.model, state, self.learned):
                 loss, held_out = self.trainer.run(chunk)
         except FloatingPointError as error:
-            raise HalfbyteError(f"training failed: {error}; lower train.lr") from None
+            raise HalfbyteError(f"training failed: {error}; lower the step's lr") from None
         done = chunk.epoch * self.plan.steps(len(self.fitted)) + chunk.end
         seen = min(chunk.end * self.plan.batch_size, len(self.fitted)) - chunk.first * self.plan.batch_size
         self._note(
@@ -146,7 +146,8 @@ class ModelTraining:
 
     def _check_alike(self) -> None:
         """Under torchrun all processes must begin with the same steps: what differs now differs for ever."""
-        first, *others = self.session.world.gather([tensor.detach().cpu() for tensor in self.trainer.parameters])
+        held = [*self.trainer.parameters, *self.learned.first, *self.session.model.buffers()]
+        first, *others = self.session.world.gather([tensor.detach().cpu() for tensor in held])
         if not all(torch.equal(mine, own) for other in others for mine, own in zip(first, other, strict=True)):
             raise HalfbyteError("the processes begin with different models; give all the same weights, images and seed")
 

@@ -27,8 +27,9 @@ class Quantformer(Train):
 
     attention: the weight of the loss that keeps the order of the float model's attention maps (not in `shared`); power:
     to which these are raised (0: by their entropy). entropy: the weight of the assignments' entropy. group_lr: their
-    rate, constant (0: the published one, scaled to the length of this training). learn_ranges: learn the ranges of
-    inputs too, by LSQ's rule. fold, weights: as in `groupwise`, at the beginning of `finetune`.
+    rate, constant (0: scaled to the length of this training, or the published one where the recipe is `paper_exact`).
+    learn_ranges: learn the ranges of inputs and the steps of rows of weights too, by `rule`. fold, weights: as in
+    `groupwise`, when `finetune` begins.
     """
 
     stage: str = "shared"
@@ -40,7 +41,7 @@ class Quantformer(Train):
     group_lr: float = 0.0
     learn_ranges: bool = False
     fold: bool = True
-    weights: str = "mse"
+    weights: str = "rows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +63,9 @@ class Quantformer(Train):
         """Raises `HalfbyteError` where there are no group-wise quantizers to train."""
         super().check(session)
         calibrated = any(call.name == "groupwise" for call in session.recipe.steps)
-        weights = (site_module(session.model, site.name) for site in session.layout.sites)
+        sites = (site_module(session.model, site.name) for site in session.layout.sites)
         found = any(
-            isinstance(site, WeightedSite) and isinstance(site.quantizer("weight"), GroupwiseQuantizer)
-            for site in weights
+            isinstance(site, WeightedSite) and isinstance(site.quantizer("input"), GroupwiseQuantizer) for site in sites
         )
         if not calibrated and not found:
             raise HalfbyteError("quantformer trains what groupwise calibrated; put groupwise: {groups: 1} before it")

@@ -16,6 +16,7 @@ from torch import Tensor
 from halfbyte.block_stream import TARGETS, BlockStream, Unit, watched
 from halfbyte.calibrate.error_feedback import by_row, rounded_with_feedback
 from halfbyte.calibrate.moments import Moments
+from halfbyte.errors import HalfbyteError
 from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
@@ -52,7 +53,17 @@ class Refit:
             raise ValueError("ridge must be from 0 to 100")
 
     def run(self, session: Session) -> dict[str, Any]:
-        """Fit block by block; the figures tell what was left of each site's held-out error."""
+        """Fit block by block; the figures tell what was left of each site's held-out error.
+
+        Raises `HalfbyteError` for weights whose steps are not uniform ones.
+        """
+        for site in session.layout.sites:
+            module = site_module(session.model, site.name)
+            if isinstance(module, WeightedSite) and not isinstance(module.quantizer("weight"), UniformQuantizer):
+                kind = module.quantizer("weight").kind
+                raise HalfbyteError(
+                    f"refit fits weights of uniform steps; {site.name} has {kind} ones: leave refit out"
+                )
         stream = BlockStream(session, self.images, both=self.target == "stream")
         for unit in stream.visit(session.parts(stream.units, "fitting weights")):
             names = [site.name for site in unit.block.sites if site.role not in ("qk", "pv", "side")]

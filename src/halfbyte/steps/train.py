@@ -88,7 +88,7 @@ class Train:
         """Raises `HalfbyteError` for other steps beside the training of a float model, and for
         a rate of drop paths that the model does not have."""
         if self.drop_path and not drop_path_places(session.model):
-            raise HalfbyteError("train.drop_path: the model has no branches of which timm drops paths; leave it 0")
+            raise HalfbyteError("drop_path: the model has no branches of which timm drops paths; leave it 0")
         if not self.quantize and len(session.recipe.steps) > 1:
             raise HalfbyteError(
                 f"{session.recipe.source}: train.quantize=false trains the float model; quantize it in another run"

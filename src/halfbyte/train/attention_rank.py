@@ -32,5 +32,7 @@ def concentration(entropies: Tensor) -> int:
 
 
 def relative_entropy(maps: Tensor) -> Tensor:
-    """The entropy of each row of `[..., N]` as a share of log N."""
+    """The entropy of each row of `[..., N]` as a share of log N; 0 where there is one place."""
+    if maps.shape[-1] == 1:
+        return maps.new_zeros(maps.shape[:-1])
     return -(maps * maps.clamp_min(torch.finfo(maps.dtype).tiny).log()).sum(-1) / math.log(maps.shape[-1])

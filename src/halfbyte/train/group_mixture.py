@@ -10,42 +10,36 @@ from torch import Tensor
 
 
 class GroupMixture(torch.autograd.Function):
-    """sum_g w_gc Q_g(x) for x `[..., C]`, weights w `[groups, C]` and ranges `[groups]` of `high` steps a side.
+    """sum_g w_gc Q_g(x) for x `[..., C]`, weights w `[groups, C]` and steps `[groups]`, of which a range has `low` to
+    `high`.
 
-    Backwards it is sum_g w_gc clip_g(x): rounding passes everything. Ranges have no gradient.
+    Backwards it is sum_g w_gc clip_g(x): rounding passes everything. Steps have no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, ranges: Tensor, high: int, signed: bool) -> Tensor:
-        ctx.save_for_backward(x, weights, ranges)
-        ctx.signed = signed
+    def forward(ctx: Any, x: Tensor, weights: Tensor, steps: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, weights, steps)
+        ctx.low, ctx.high = low, high
         total = torch.zeros_like(x)
-        for weight, reach in zip(weights, ranges, strict=True):
-            step = reach / high
-            total += _clipped(x, reach, signed).div_(step).round_().mul_(step * weight)
+        for weight, step in zip(weights, steps.tolist(), strict=True):
+            total += x.clamp(low * step, high * step).div_(step).round_().mul_(step * weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, ranges = ctx.saved_tensors
+        x, weights, steps = ctx.saved_tensors
         (gradient,) = gradients
         passed, by_weight = torch.zeros_like(x), []
-        for weight, reach in zip(weights, ranges, strict=True):
-            clipped = _clipped(x, reach, ctx.signed)
+        for weight, step in zip(weights, steps.tolist(), strict=True):
+            clipped = x.clamp(ctx.low * step, ctx.high * step)
             passed += (clipped == x) * weight
             by_weight.append(clipped.mul_(gradient).flatten(0, -2).sum(0))
         return passed.mul_(gradient), torch.stack(by_weight), None, None, None
 
 
-def _clipped(x: Tensor, reach: Tensor, signed: bool) -> Tensor:
-    # Not clamp: its gradient is not used, and a tensor as a bound would be one for both sides.
-    low, high = (-float(reach), float(reach)) if signed else (0.0, float(reach))
-    return x.clamp(low, high)
-
-
-def mixture(x: Tensor, logits: Tensor, ranges: Tensor, high: int, signed: bool) -> Tensor:
+def mixture(x: Tensor, logits: Tensor, steps: Tensor, low: int, high: int) -> Tensor:
     """The mixture with the softmax of `logits` `[groups, C]` over the groups as weights."""
-    return cast(Tensor, GroupMixture.apply(x, logits.softmax(0), ranges, high, signed))
+    return cast(Tensor, GroupMixture.apply(x, logits.softmax(0), steps, low, high))
 
 
 def assignment_entropy(logits: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.layers.site import SiteModule, WeightedSite
+from halfbyte.quantizers.base import Quantizer
 from halfbyte.quantizers.groupwise import CentredQuantizer, GroupwiseQuantizer
+from halfbyte.quantizers.lsq import LsqQuantizer
 from halfbyte.train.group_mixture import assignment_entropy, centred_range, mixture
 from halfbyte.train.learned_quantization import LearnedQuantization, scaled_gradient
 from halfbyte.train.soft_quantization import with_learned_scale
@@ -21,7 +23,7 @@ FIRST_LOGIT, TIE = 0.01, 1e-4
 
 class GroupedQuantization(LearnedQuantization):
     """Learns the centre and the half-width of every `CentredQuantizer`, as shares of the half-width's step; with
-    `ranges` also the steps of inputs that have one, and for the sites of `searched` logits
+    `ranges` also the steps of inputs that have one and those of rows of weights, and for the sites of `searched` logits
     `[groups, C]`, by which their inputs are mixtures of all groups. Other quantizers stay as they are.
 
     `maps` collects the left operands of the products in `watched`, attention maps, as quantized.
@@ -30,13 +32,15 @@ class GroupedQuantization(LearnedQuantization):
     def __init__(
         self,
         sites: Mapping[str, SiteModule],
+        rule: str,
         batch_size: int,
         *,
+        relative: bool = True,
         ranges: bool = False,
         searched: tuple[str, ...] = (),
         watched: tuple[str, ...] = (),
     ) -> None:
-        super().__init__({}, "lsq", batch_size, relative=True)
+        super().__init__({}, rule, batch_size, relative=relative)
         self._sites = dict(sites)
         self.maps: list[Tensor] = []
         self._watched = {sites[name] for name in watched}
@@ -46,12 +50,7 @@ class GroupedQuantization(LearnedQuantization):
                 quantizer = site.quantizer(operand)
                 if isinstance(quantizer, CentredQuantizer):
                     self._learn(site, operand, quantizer.calibrated(quantizer.middle))
-                elif (
-                    ranges
-                    and operand == "input"
-                    and isinstance(quantizer, GroupwiseQuantizer)
-                    and quantizer.groups == 1
-                ):
+                elif ranges and (isinstance(quantizer, LsqQuantizer) or _is_one_range(operand, quantizer)):
                     self._learn(site, operand, None)
             if name in searched:
                 quantizer = cast(GroupwiseQuantizer, site.quantizer("input"))
@@ -63,9 +62,9 @@ class GroupedQuantization(LearnedQuantization):
     def _learn(self, site: SiteModule, operand: str, middle: Tensor | None) -> None:
         quantizer = site.quantizer(operand)
         first = quantizer.calibrated(quantizer.scale).detach().clone()
-        step, beta = nn.Parameter(torch.ones_like(first)), None
+        step, beta = nn.Parameter(torch.ones_like(first) if self.relative else first.clone()), None
         if middle is not None:
-            beta = nn.Parameter(middle.detach() / first)
+            beta = nn.Parameter(middle.detach() / first if self.relative else middle.detach().clone())
             self.offsets.append(beta)
         self.steps.append(step)
         self.first.append(first)
@@ -75,8 +74,7 @@ class GroupedQuantization(LearnedQuantization):
         quantizer, x = module.quantizer(operand), x.float()
         if operand == "input" and module in self.logits:
             grouped = cast(GroupwiseQuantizer, quantizer)
-            ranges = grouped.calibrated(grouped.scale) * grouped.high
-            return mixture(x, self.logits[module], ranges, grouped.high, grouped.signed)
+            return mixture(x, self.logits[module], grouped.calibrated(grouped.scale), grouped.low, grouped.high)
         if (module, operand) not in self._of:
             return quantizer(x)  # type: ignore[no-any-return]
         step, middle = self.step(module, operand), self._offset(module, operand)
@@ -86,6 +84,8 @@ class GroupedQuantization(LearnedQuantization):
             if operand == "left" and module in self._watched:
                 self.maps.append(quantized)
             return quantized
+        if isinstance(quantizer, LsqQuantizer):
+            return super().__call__(module, operand, x)
         return with_learned_scale(quantizer, x, scaled_gradient(step, self.multiplier(quantizer, operand, x)))
 
     def entropy(self) -> Tensor:
@@ -106,3 +106,7 @@ class GroupedQuantization(LearnedQuantization):
         for module in self._sites.values():
             if isinstance(module, WeightedSite):
                 module.weight_codes = None
+
+
+def _is_one_range(operand: str, quantizer: Quantizer) -> bool:
+    return operand == "input" and isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups == 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.quantizers.base import Quantizer
+from halfbyte.quantizers.groupwise import GroupwiseQuantizer
 from halfbyte.quantizers.lsq import (
     LearnedStep,
     LsqQuantizer,
@@ -90,7 +91,8 @@ class LearnedQuantization:
         """What the rule multiplies the gradient of a step by, for a tensor that it quantizes."""
         if self.rule == "none":
             return 1.0
-        high = quantizer.high if isinstance(quantizer, LsqQuantizer) else quantizer.levels // 2 - 1
+        stated = quantizer.high if isinstance(quantizer, (LsqQuantizer, GroupwiseQuantizer)) else None
+        high = quantizer.levels // 2 - 1 if stated is None else stated
         if operand == "weight":
             # LSQ counts the weights that share a step: those of one channel, where each has its own.
             shared = x.numel() // cast(Tensor, quantizer.scale).numel()
