@@ -99,7 +99,7 @@ def test_groups_kept_are_a_simulation_that_can_be_loaded(run):
 
 
 def test_ranges_follow_the_channels(tmp_path):
-    session, step = session_of(tmp_path, "groups: 8, fold: false, weights: kl", paper_exact=True)
+    session, step = session_of(tmp_path, "groups: 8, fold: false, weights: kl, attention: centred", paper_exact=True)
     figures = step.run(session)
     site = site_module(session.model, "blocks.0.attn.qkv")
     quantizer = site.quantizer("input")
@@ -182,6 +182,7 @@ def test_a_convolutional_model_has_one_group_a_site(run):
         ("groups: 0", "groups must be from 1 to 64"),
         ("levels: printed", "levels must be one of paper, released"),
         ("assignment: best", "assignment must be one of clustered, random"),
+        ("attention: linear", "attention must be one of log, centred"),
         ("weights: max", "weights must be one of rows, mse, kl"),
     ],
 )

@@ -16,11 +16,12 @@ from halfbyte.recipe import load_recipe
 
 SHORT = "epochs: 1, batch_size: 16, lr: 0.0005, step_lr: 10, area: 0.5, save_every: 2"
 STAGES = ("shared", "search", "finetune")
+FIRST = "groupwise: {groups: 1, images: 16, attention: centred}"
 
 
 @pytest.fixture
 def run(tmp_path):
-    def quantize(settings, name="out", stages=STAGES, first="groupwise: {groups: 1, images: 16}", **options):
+    def quantize(settings, name="out", stages=STAGES, first=FIRST, **options):
         steps = [first] if first else []
         steps += [f"quantformer: {{stage: {stage}, groups: 4, {SHORT}, {settings}}}" for stage in stages]
         (tmp_path / f"{name}.yaml").write_text(
@@ -43,9 +44,7 @@ def stages_of(result):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantformer")
     steps = ", ".join(f"quantformer: {{stage: {stage}, groups: 4, {SHORT}}}" for stage in STAGES)
-    (folder / "q.yaml").write_text(
-        f"name: q\nbits: {{weight: 3, activation: 3}}\nsteps: [groupwise: {{groups: 1, images: 32}}, {steps}]\n"
-    )
+    (folder / "q.yaml").write_text(f"name: q\nbits: {{weight: 3, activation: 3}}\nsteps: [{FIRST}, {steps}]\n")
     return api.quantize(model="fashion_vit", recipe=folder / "q.yaml", out=folder / "out", limit=200, calib_images=400,
                         workers=0)  # fmt: skip
 
@@ -117,6 +116,11 @@ def test_groups_that_are_not_searched_are_trained_all_the_same(run, assignment):
 def test_wrong_parameters_are_told(run, settings, told):
     with pytest.raises(HalfbyteError, match=told):
         run(settings)
+
+
+def test_logarithmic_attention_maps_are_compared_too(run):
+    result = run("steps: 2", stages=("search",), first="groupwise: {groups: 1, images: 16}")
+    assert result.model.get_submodule("blocks.0.attn.pv").quantizer("left").kind == "log_sqrt2"
 
 
 def test_other_quantizers_are_refused(run):

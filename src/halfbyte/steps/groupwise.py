@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, channel_ranges, grouped_ranges
 from halfbyte.calibrate.kl_threshold import kl_threshold
+from halfbyte.calibrate.percentile import REPQ_PERCENTILES, fit_log
 from halfbyte.capture import BlockCapture
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Site
@@ -18,11 +19,13 @@ from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
 from halfbyte.quantizers.base import MAX_BITS
 from halfbyte.quantizers.groupwise import LEVELS, MOST_GROUPS, CentredQuantizer, GroupwiseQuantizer
+from halfbyte.quantizers.log import LogSqrt2Quantizer
 from halfbyte.quantizers.lsq import LsqQuantizer, least_squares_step
 from halfbyte.session import Session
 from halfbyte.steps.reparameterize import fold_channels, reparameterizable
 
 ASSIGNMENTS = ("clustered", "random")
+ATTENTIONS = ("log", "centred")
 WEIGHTS = ("rows", "mse", "kl")
 PUBLISHED_HALF_WIDTH = 8.0
 # Shares of a range that are tried for the least squared error, and the values of a tensor that decide.
@@ -38,13 +41,14 @@ class Groupwise:
     groups: of channels, by their ranges: those between the least and the largest cut in equal parts (assignment:
     `clustered`), or drawn (`random`, to compare with). images: for calibration. weights: a step for each row of
     outputs (`rows`), or one for each weight, which clips where the squared error is least (`mse`) or where the
-    published histogram says (`kl`). levels, of activations:
-    `paper`, or `released`, a bit more on two-sided ones of at most 7 bits, in simulation only. fold: make the groups'
-    steps part of the norm before and of the weights, so that none is left in what is deployed; false keeps them, in
-    simulation only.
+    published histogram says (`kl`). levels, of activations: `paper`, or `released`, a bit more on two-sided ones of at
+    most 7 bits, in simulation only. attention: maps have the logarithmic levels of RepQ-ViT (`log`), or as published
+    even ones (`centred`). fold: make the groups' steps part of the norm before and of the weights, so that none is left
+    in what is deployed; false keeps them, in simulation only.
 
     A recipe that is `paper_exact` takes ranges as published: the quantile 0.9999, at most 6, and for attention no
-    centre and at most 8; otherwise what has the least squared error.
+    centre and at most 8; otherwise what has the least squared error. What follows a GELU gets some levels below zero
+    then; the published range begins at zero, which costs a ViT most of its accuracy at any width.
     """
 
     calibrates: ClassVar[bool] = True
@@ -53,10 +57,16 @@ class Groupwise:
     assignment: str = "clustered"
     weights: str = "rows"
     levels: str = "paper"
+    attention: str = "log"
     fold: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in (("assignment", ASSIGNMENTS), ("weights", WEIGHTS), ("levels", LEVELS)):
+        for name, choices in (
+            ("assignment", ASSIGNMENTS),
+            ("weights", WEIGHTS),
+            ("levels", LEVELS),
+            ("attention", ATTENTIONS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}")
         if not 1 <= self.groups <= MOST_GROUPS:
@@ -94,7 +104,8 @@ class Groupwise:
         module, bits = site_module(session.model, site.name), session.bits.of(site)[1]
         if not isinstance(module, WeightedSite):
             for operand, x in operands.items():
-                module.set_quantizer(operand, self._centred(session, x, bits))
+                logs = self.attention == "log" and (site.role, operand) == ("pv", "left")
+                module.set_quantizer(operand, _log(session, x, bits) if logs else self._centred(session, x, bits))
             return []
         x = operands["input"]
         groups = self.groups if isinstance(module, QuantLinear) else 1
@@ -138,6 +149,12 @@ class Groupwise:
 
     def _levels(self, bits: int) -> str:
         return "paper" if bits == MAX_BITS else self.levels
+
+
+def _log(session: Session, x: Tensor, bits: int) -> LogSqrt2Quantizer:
+    quantizer = LogSqrt2Quantizer(bits, paper_exact=session.recipe.paper_exact)
+    fit_log(quantizer, x, REPQ_PERCENTILES)
+    return quantizer.to(session.device)
 
 
 @torch.no_grad()

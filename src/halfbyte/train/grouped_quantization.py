@@ -71,21 +71,24 @@ class GroupedQuantization(LearnedQuantization):
         self._of[site, operand] = (step, beta, first)
 
     def __call__(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
-        quantizer, x = module.quantizer(operand), x.float()
+        quantized = self._quantized(module, operand, x.float())
+        if operand == "left" and module in self._watched:
+            self.maps.append(quantized)
+        return quantized
+
+    def _quantized(self, module: SiteModule, operand: str, x: Tensor) -> Tensor:
+        quantizer = module.quantizer(operand)
         if operand == "input" and module in self.logits:
             grouped = cast(GroupwiseQuantizer, quantizer)
             return mixture(x, self.logits[module], grouped.calibrated(grouped.scale), grouped.low, grouped.high)
         if (module, operand) not in self._of:
             return quantizer(x)  # type: ignore[no-any-return]
+        if isinstance(quantizer, LsqQuantizer):
+            return super().__call__(module, operand, x)
         step, middle = self.step(module, operand), self._offset(module, operand)
         if isinstance(quantizer, CentredQuantizer):
             assert middle is not None
-            quantized = centred_range(x, middle, step * quantizer.count, quantizer.count)
-            if operand == "left" and module in self._watched:
-                self.maps.append(quantized)
-            return quantized
-        if isinstance(quantizer, LsqQuantizer):
-            return super().__call__(module, operand, x)
+            return centred_range(x, middle, step * quantizer.count, quantizer.count)
         return with_learned_scale(quantizer, x, scaled_gradient(step, self.multiplier(quantizer, operand, x)))
 
     def entropy(self) -> Tensor:
