@@ -61,3 +61,24 @@ def test_adalog_is_better_than_its_reference_cut_down(tmp_path: Path) -> None:
     ).metrics  # fmt: skip
     assert metrics["quantized"]["top1"] >= 70.8 + 1.5
     assert metrics["bytes"]["artifact"] < 3.7e6
+
+
+def test_groups_by_calibration_come_near_repq(tmp_path: Path) -> None:
+    metrics = halfbyte.quantize(
+        model="deit_tiny_patch16_224", weights=DATA / "weights" / "deit_tiny_patch16_224.safetensors",
+        recipe="groupwise", calib=DATA / "imagenet_calib", calib_images=32, val=DATA / "imagenet_val", crop_pct=0.985,
+        out=tmp_path / "run",
+    ).metrics  # fmt: skip
+    assert metrics["quantized"]["top1"] >= REFERENCE["repq"][4] - 5
+
+
+def test_a_search_for_groups_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path, survives_sigkill) -> None:
+    (tmp_path / "q.yaml").write_text(
+        "name: q\nsteps: [groupwise: {groups: 1, images: 16}, quantformer: {stage: search, steps: 6, batch_size: 8, "
+        "training_images: 64, save_every: 2}]\n"
+    )
+    survives_sigkill(
+        "deit_tiny_patch16_224", "--weights", DATA / "weights" / "deit_tiny_patch16_224.safetensors", "--recipe",
+        tmp_path / "q.yaml", "--calib", DATA / "imagenet_calib", "--calib-images", 64, "--val", DATA / "imagenet_val",
+        "--limit", 16, parts=2, verb="train",
+    )  # fmt: skip
