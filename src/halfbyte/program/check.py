@@ -1,4 +1,4 @@
-"""Whether a program can run: every name defined once and before its use, every part of the form that its kind asks for."""
+"""Whether a program can run: names defined once and before their use, every part of the form that its kind asks for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCHES = (1, 2)
 
 
 def check(program: Program) -> None:
-    """Raise `HalfbyteError`, in one line that names the operation, unless `program` can run for any number of images."""
+    """Raise `HalfbyteError`, in one line that names the operation, unless `program` can run for any batch."""
     wrong = misfit(list(program.input_shape), [int], "input")
     if wrong or len(program.input_shape) != 3 or not 0 < math.prod(program.input_shape) <= LARGEST_VALUE:
         raise HalfbyteError(f"a program takes images [C, H, W], not {list(program.input_shape)}")

@@ -21,7 +21,7 @@ def gelu(x: Array) -> Array:
     result /= _horner(square, DENOMINATOR)
     result += np.float32(0.5)
     result *= x
-    return result
+    return np.asarray(result)
 
 
 def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
@@ -33,11 +33,11 @@ def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
 
 
 def _hard(x: Array) -> Array:
-    return np.clip(x + 3, 0, 6)
+    return np.asarray(np.clip(x + 3, 0, 6))
 
 
 # Functions of one float64 number.

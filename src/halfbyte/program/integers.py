@@ -29,7 +29,8 @@ def quantize(x: Array, attributes: Mapping[str, Any]) -> Array:
     """uint8 codes of float32 `x`."""
     scale, zero = (_along(attributes[name], attributes["axis"], x.ndim, np.float32) for name in ("scale", "zero"))
     units = np.rint((x - np.float32(attributes["beta"])) / scale)
-    return np.clip(units + zero, np.float32(0), np.float32(attributes["last"])).astype(np.uint8)
+    codes: Array = np.clip(units + zero, np.float32(0), np.float32(attributes["last"])).astype(np.uint8)
+    return codes
 
 
 def quantize_log(x: Array, attributes: Mapping[str, Any]) -> Array:
@@ -74,7 +75,7 @@ def _conv(codes: Array, weight: Array, attributes: Mapping[str, Any]) -> Array:
     patches = view.reshape(groups, columns, height * width, *kernel).transpose(0, 1, 3, 4, 2)
     patches = patches.reshape(groups, -1, height * width)
     sums = np.matmul(weight.reshape(groups, rows // groups, -1), patches)
-    return sums.reshape(1, rows, height, width)
+    return np.asarray(sums.reshape(1, rows, height, width))
 
 
 def matmul(left: Array, right: Array, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -88,7 +89,7 @@ def matmul(left: Array, right: Array, attributes: Mapping[str, Any]) -> tuple[Ar
 def windows(x: Array, kernel: Any, strides: Any, dilations: Any) -> Array:
     """A view `[B, C, H', W', kh, kw]` of every window of maps `[B, C, H, W]`."""
     extent = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))  # type: ignore[call-overload]
+    view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
     return np.asarray(view[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]])
 
 
@@ -106,8 +107,8 @@ def whole_numbers(codes: Array, operand: Mapping[str, Any], dtype: Any) -> Array
 def largest_number(operand: Mapping[str, Any]) -> int:
     """The largest magnitude that `whole_numbers` can give for codes of at most 8 bits."""
     if "levels" in operand:
-        return max(abs(level) for level in operand["levels"])
-    return max(max(abs(zero), abs(255 - zero)) for zero in operand["zero"])
+        return int(max(abs(level) for level in operand["levels"]))
+    return int(max(max(abs(zero), abs(255 - zero)) for zero in operand["zero"]))
 
 
 def rescale(sums: Array, scale: Array, bias: Array | None) -> Array:

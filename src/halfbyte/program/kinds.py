@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def _some(form: Form, count: int | None = None) -> Callable[[Any], bool]:
 
 
 def _thresholds(value: Any) -> bool:
-    descending = _some(_between(0, 2**15))(value) and all(a >= b for a, b in zip(value, value[1:], strict=False))
+    descending = _some(_between(0, 2**15))(value) and all(a >= b for a, b in pairwise(value))
     return descending and len(value) <= 255
 
 
@@ -100,8 +101,8 @@ def _binary(sign: str) -> Kind:
 KINDS: dict[str, Kind] = {
     # Codes.
     "quantize": Kind(
-        "uint8 codes clip(rint((x - beta) / scale) + zero, 0, last): a true division, half to even. scale and zero hold "
-        "one number, or one for each index of the dimension `axis`",
+        "uint8 codes clip(rint((x - beta) / scale) + zero, 0, last): a true division, half to even. scale and zero "
+        "hold one number, or one for each index of the dimension `axis`",
         {"scale": _some(_positive), "zero": _some(_whole_number), "beta": _float32, "last": _between(1, 255),
          "axis": nullable(_AXIS)},
     ),
@@ -112,8 +113,8 @@ KINDS: dict[str, Kind] = {
     ),
     # Integer sums. An operand's codes become whole numbers first (`_operand`); y = f32(f32(sum) * scale) + bias.
     "linear": Kind(
-        "codes [..., I] times weight [O, I], whose whole numbers are its codes of `bits` bits less `zero` [O]; scale and "
-        "bias [O]",
+        "codes [..., I] times weight [O, I], whose whole numbers are its codes of `bits` bits less `zero` [O]; scale "
+        "and bias [O]",
         {"bits": _between(1, 8), "input": _operand}, _WEIGHTED, takes="uint8",
     ),
     "conv": Kind(

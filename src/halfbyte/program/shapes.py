@@ -197,7 +197,7 @@ def _roll(inputs: list[Shape], attributes: Mapping[str, Any], tensors: Mapping[s
 def _gather(inputs: list[Shape], attributes: Mapping[str, Any], tensors: Mapping[str, Array]) -> Shape:
     axis, index = _axis(attributes, inputs[0]), tensors["index"]
     _require(index.ndim == 1 and index.size > 0, f"an index {list(index.shape)}")
-    _require(0 <= int(index.min()) and int(index.max()) < inputs[0][axis], f"an index outside {list(inputs[0])}")
+    _require(int(index.min()) >= 0 and int(index.max()) < inputs[0][axis], f"an index outside {list(inputs[0])}")
     return (*inputs[0][:axis], index.size, *inputs[0][axis + 1 :])
 
 

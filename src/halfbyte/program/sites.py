@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from halfbyte.layers.activation import ExactGELU
@@ -29,7 +28,7 @@ Arguments = tuple[Any, ...]
 
 
 def _numbers(tensor: Tensor) -> list[Any]:
-    return cast("list[Any]", as_array(tensor).reshape(-1).tolist())
+    return as_array(tensor).reshape(-1).tolist()
 
 
 def _axis(recorder: Recorder, parameter: Tensor) -> int | None:
@@ -187,8 +186,3 @@ RULES: dict[type, ModuleRule] = {
     QuantLinear: _linear, QuantConv2d: _conv, QuantMatMul: _matmul, ExactRMSNorm: _norm("rms_norm"),
     ExactLayerNorm: _norm("layer_norm"), ExactBatchNorm: _batch_norm, ExactGELU: _gelu, HalfBranch: _half_branch,
 }  # fmt: skip
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's tensors are."""
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
