@@ -27,11 +27,19 @@ HALFBYTE_INLINE F to_float(V x) { return _mm256_cvtepi32_ps(x); }
 HALFBYTE_INLINE F multiply_float(F x, F y) { return _mm256_mul_ps(x, y); }
 HALFBYTE_INLINE F add_float(F x, F y) { return _mm256_add_ps(x, y); }
 
+#include "peak.inl"
 #include "rows.inl"
 #include "tile.inl"
 
+// Twelve sums, two vectors of the right operand, one of the left and one product fill the 16 registers. A compiler that
+// may reorder computes all products first and keeps the sums in memory; here each sum is finished before the next.
+HALFBYTE_INLINE V in_place(V sum) {
+    __asm__ volatile("" : "+x"(sum));
+    return sum;
+}
+
 struct Words {
-    static HALFBYTE_INLINE V dot(V sum, V a, V b) { return add(sum, _mm256_madd_epi16(a, b)); }
+    static HALFBYTE_INLINE V dot(V sum, V a, V b) { return in_place(add(sum, _mm256_madd_epi16(a, b))); }
 };
 
 // Bytes, in blocks of as many steps as 16 bits hold; the wider sums wait in memory meanwhile.
@@ -57,8 +65,8 @@ void tile_bytes(const Tile& t) {
                 int32_t four;
                 std::memcpy(&four, left + i * t.left_stride, 4);
                 const V a = spread(four);
-                narrow[i][0] = _mm256_add_epi16(narrow[i][0], _mm256_maddubs_epi16(a, b0));
-                narrow[i][1] = _mm256_add_epi16(narrow[i][1], _mm256_maddubs_epi16(a, b1));
+                narrow[i][0] = in_place(_mm256_add_epi16(narrow[i][0], _mm256_maddubs_epi16(a, b0)));
+                narrow[i][1] = in_place(_mm256_add_epi16(narrow[i][1], _mm256_maddubs_epi16(a, b1)));
             }
         }
 #pragma GCC unroll 16
@@ -78,53 +86,32 @@ constexpr TileFunction bytes[] = {tile_bytes<1>, tile_bytes<2>, tile_bytes<3>,
 constexpr TileFunction words[] = {tile_direct<Words, 1>, tile_direct<Words, 2>, tile_direct<Words, 3>,
                                   tile_direct<Words, 4>, tile_direct<Words, 5>, tile_direct<Words, 6>};
 
-constexpr int chains = 12;
-
 struct BytePeak {
+    using Vector = V;
+    static HALFBYTE_INLINE V ones() { return spread(0x01010101); }
     static HALFBYTE_INLINE V step(V sum, V a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, a)); }
 };
 struct WordPeak {
+    using Vector = V;
+    static HALFBYTE_INLINE V ones() { return spread(0x00010001); }
     static HALFBYTE_INLINE V step(V sum, V a) { return add(sum, _mm256_madd_epi16(a, a)); }
 };
-
-template <class Op, int macs>
-uint64_t integer_peak(uint64_t rounds) {
-    V sums[chains], a = spread(0x01010101);
-    for (V& sum : sums) sum = spread(0);
-    for (uint64_t round = 0; round < rounds; ++round) {
-        __asm__ volatile("" : "+x"(a));
-#pragma GCC unroll 16
-        for (int i = 0; i < chains; ++i) {
-            sums[i] = Op::step(sums[i], a);
-            // The sum is what the next round needs, so no round can be left out.
-            __asm__ volatile("" : "+x"(sums[i]));
-        }
+struct FloatPeak {
+    using Vector = F;
+    static HALFBYTE_INLINE F ones() { return _mm256_set1_ps(1.0F); }
+    static HALFBYTE_INLINE F step(F sum, F a) {
+        // An FMA, which every processor with AVX2 has; written out because this target does not include it.
+        __asm__("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(a));
+        return sum;
     }
-    return rounds * chains * macs;
-}
-
-HALFBYTE_TARGET_END
-HALFBYTE_TARGET_BEGIN("avx2,fma")
-uint64_t float_peak(uint64_t rounds) {
-    __m256 sums[chains], a = _mm256_set1_ps(1.0F);
-    for (__m256& sum : sums) sum = _mm256_setzero_ps();
-    for (uint64_t round = 0; round < rounds; ++round) {
-        __asm__ volatile("" : "+x"(a));
-#pragma GCC unroll 16
-        for (int i = 0; i < chains; ++i) {
-            sums[i] = _mm256_fmadd_ps(a, a, sums[i]);
-            __asm__ volatile("" : "+x"(sums[i]));
-        }
-    }
-    return rounds * chains * 8;
-}
+};
 
 }  // namespace avx2
 
 const KernelSet& avx2_kernels() {
     static const KernelSet set{Isa::avx2, avx2::tile_rows, avx2::tile_columns, true, avx2::bytes, avx2::words,
-                               avx2::integer_peak<avx2::BytePeak, 32>, avx2::integer_peak<avx2::WordPeak, 16>,
-                               avx2::float_peak, avx2::row_kernels()};
+                               avx2::peak<avx2::BytePeak, 32>, avx2::peak<avx2::WordPeak, 16>,
+                               avx2::peak<avx2::FloatPeak, 8>, avx2::row_kernels()};
     return set;
 }
 

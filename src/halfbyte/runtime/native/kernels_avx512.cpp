@@ -31,6 +31,7 @@ HALFBYTE_INLINE F to_float(V x) { return _mm512_cvtepi32_ps(x); }
 HALFBYTE_INLINE F multiply_float(F x, F y) { return _mm512_mul_ps(x, y); }
 HALFBYTE_INLINE F add_float(F x, F y) { return _mm512_add_ps(x, y); }
 
+#include "peak.inl"
 #include "rows.inl"
 #include "tile.inl"
 
@@ -49,44 +50,26 @@ constexpr TileFunction bytes[] = HALFBYTE_ROWS(Bytes);
 constexpr TileFunction words[] = HALFBYTE_ROWS(Words);
 #undef HALFBYTE_ROWS
 
-constexpr int chains = 16;
+struct FloatPeak {
+    using Vector = F;
+    static HALFBYTE_INLINE F ones() { return _mm512_set1_ps(1.0F); }
+    static HALFBYTE_INLINE F step(F sum, F a) { return _mm512_fmadd_ps(a, a, sum); }
+};
 
-template <class Dot, int macs>
-uint64_t integer_peak(uint64_t rounds) {
-    V sums[chains], a = spread(0x01010101);
-    for (V& sum : sums) sum = spread(0);
-    for (uint64_t round = 0; round < rounds; ++round) {
-        __asm__ volatile("" : "+v"(a));
-#pragma GCC unroll 16
-        for (int i = 0; i < chains; ++i) {
-            sums[i] = Dot::dot(sums[i], a, a);
-            // The sum is what the next round needs, so no round can be left out.
-            __asm__ volatile("" : "+v"(sums[i]));
-        }
-    }
-    return rounds * chains * macs;
-}
-
-uint64_t float_peak(uint64_t rounds) {
-    F sums[chains], a = _mm512_set1_ps(1.0F);
-    for (F& sum : sums) sum = _mm512_setzero_ps();
-    for (uint64_t round = 0; round < rounds; ++round) {
-        __asm__ volatile("" : "+v"(a));
-#pragma GCC unroll 16
-        for (int i = 0; i < chains; ++i) {
-            sums[i] = _mm512_fmadd_ps(a, a, sums[i]);
-            __asm__ volatile("" : "+v"(sums[i]));
-        }
-    }
-    return rounds * chains * 16;
-}
+template <class Dot>
+struct IntegerPeak {
+    using Vector = V;
+    static HALFBYTE_INLINE V ones() { return spread(0x01010101); }
+    static HALFBYTE_INLINE V step(V sum, V a) { return Dot::dot(sum, a, a); }
+};
 
 }  // namespace avx512
 
 const KernelSet& avx512_kernels() {
     static const KernelSet set{Isa::avx512vnni, avx512::tile_rows, avx512::tile_columns, false, avx512::bytes,
-                               avx512::words, avx512::integer_peak<avx512::Bytes, 64>,
-                               avx512::integer_peak<avx512::Words, 32>, avx512::float_peak, avx512::row_kernels()};
+                               avx512::words, avx512::peak<avx512::IntegerPeak<avx512::Bytes>, 64>,
+                               avx512::peak<avx512::IntegerPeak<avx512::Words>, 32>,
+                               avx512::peak<avx512::FloatPeak, 16>, avx512::row_kernels()};
     return set;
 }
 

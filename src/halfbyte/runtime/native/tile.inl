@@ -37,7 +37,9 @@ HALFBYTE_INLINE void finish(V (&sums)[rows][vectors], const Tile& t) {
 template <class Dot, int rows>
 void tile_direct(const Tile& t) {
     V sums[rows][vectors];
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
         for (int j = 0; j < vectors; ++j) sums[i][j] = spread(0);
     const uint8_t* left = t.left;
     const uint8_t* right = t.right;
