@@ -5,12 +5,24 @@
 // ((0+4)+(2+6)) + ((1+5)+(3+7)): a fixed order that vectors of any width can follow.
 constexpr size_t sum_lanes = 8;
 
+// To the nearest whole number, half to even.
+HALFBYTE_INLINE float rounded(float x) {
+#if defined(HALFBYTE_ROUNDS)
+    return __builtin_rintf(x);
+#else
+    // Without an instruction for it: adding and taking away 2^23 rounds what is smaller; larger floats are whole.
+    constexpr float whole = 8388608.0F;
+    const float size = __builtin_fabsf(x), near = (size + whole) - whole;
+    return __builtin_copysignf(size < whole ? near : size, x);
+#endif
+}
+
 HALFBYTE_INLINE double joined(const double (&lane)[sum_lanes]) {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 HALFBYTE_INLINE uint8_t code_of(float x, const Uniform& to) {
-    const float steps = __builtin_rintf((x - to.offset) / to.scale) + to.zero;
+    const float steps = rounded((x - to.offset) / to.scale) + to.zero;
     // Written so that NaN fails the first comparison.
     const float low = steps > 0.0F ? steps : 0.0F;
     return static_cast<uint8_t>(static_cast<int32_t>(low < to.last ? low : to.last));
