@@ -1,0 +1,1 @@
+"""Running a quantized model on its integers. Needs neither torch nor timm."""

@@ -1,0 +1,85 @@
+// AVX-512 VNNI: four products of bytes, or two of 16-bit factors, added to a 32-bit sum by one instruction.
+#include "kernel_set.h"
+#include "target.h"
+
+#if HALFBYTE_X86
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own header passes deliberately undefined vectors, and GCC 12 warns of them.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+HALFBYTE_TARGET_BEGIN(HALFBYTE_AVX512)
+namespace halfbyte {
+namespace avx512 {
+
+using V = __m512i;
+using F = __m512;
+constexpr int lanes = 16, tile_rows = 12, tile_columns = 32;
+
+HALFBYTE_INLINE V load(const int32_t* at) { return _mm512_loadu_si512(at); }
+HALFBYTE_INLINE void store(int32_t* at, V v) { _mm512_storeu_si512(at, v); }
+HALFBYTE_INLINE F load_float(const float* at) { return _mm512_loadu_ps(at); }
+HALFBYTE_INLINE void store_float(float* at, F v) { _mm512_storeu_ps(at, v); }
+HALFBYTE_INLINE V spread(int32_t x) { return _mm512_set1_epi32(x); }
+HALFBYTE_INLINE V add(V x, V y) { return _mm512_add_epi32(x, y); }
+HALFBYTE_INLINE V multiply(V x, V y) { return _mm512_mullo_epi32(x, y); }
+HALFBYTE_INLINE F to_float(V x) { return _mm512_cvtepi32_ps(x); }
+HALFBYTE_INLINE F multiply_float(F x, F y) { return _mm512_mul_ps(x, y); }
+HALFBYTE_INLINE F add_float(F x, F y) { return _mm512_add_ps(x, y); }
+
+#define HALFBYTE_ROUNDS
+#include "peak.inl"
+#include "rows.inl"
+#include "tile.inl"
+
+// Keeps the compiler from reordering the products of a tile, which costs it registers and puts sums into memory.
+HALFBYTE_INLINE V in_place(V sum) {
+    __asm__ volatile("" : "+v"(sum));
+    return sum;
+}
+
+struct Bytes {
+    static HALFBYTE_INLINE V dot(V sum, V a, V b) { return in_place(_mm512_dpbusd_epi32(sum, a, b)); }
+};
+struct Words {
+    static HALFBYTE_INLINE V dot(V sum, V a, V b) { return in_place(_mm512_dpwssd_epi32(sum, a, b)); }
+};
+
+#define HALFBYTE_ROWS(Dot)                                                                                       \
+    {tile_direct<Dot, 1>, tile_direct<Dot, 2>, tile_direct<Dot, 3>, tile_direct<Dot, 4>,  tile_direct<Dot, 5>,  \
+     tile_direct<Dot, 6>, tile_direct<Dot, 7>, tile_direct<Dot, 8>, tile_direct<Dot, 9>,  tile_direct<Dot, 10>, \
+     tile_direct<Dot, 11>, tile_direct<Dot, 12>}
+constexpr TileFunction bytes[] = HALFBYTE_ROWS(Bytes);
+constexpr TileFunction words[] = HALFBYTE_ROWS(Words);
+#undef HALFBYTE_ROWS
+
+struct FloatPeak {
+    using Vector = F;
+    static HALFBYTE_INLINE F ones() { return _mm512_set1_ps(1.0F); }
+    static HALFBYTE_INLINE F step(F sum, F a) { return _mm512_fmadd_ps(a, a, sum); }
+};
+
+template <class Dot>
+struct IntegerPeak {
+    using Vector = V;
+    static HALFBYTE_INLINE V ones() { return spread(0x01010101); }
+    static HALFBYTE_INLINE V step(V sum, V a) { return Dot::dot(sum, a, a); }
+};
+
+}  // namespace avx512
+
+const KernelSet& avx512_kernels() {
+    static const KernelSet set{Isa::avx512vnni, avx512::tile_rows, avx512::tile_columns, false, avx512::bytes,
+                               avx512::words, avx512::peak<avx512::IntegerPeak<avx512::Bytes>, 64>,
+                               avx512::peak<avx512::IntegerPeak<avx512::Words>, 32>,
+                               avx512::peak<avx512::FloatPeak, 16>, avx512::row_kernels()};
+    return set;
+}
+
+}  // namespace halfbyte
+HALFBYTE_TARGET_END
+#endif

@@ -1,0 +1,132 @@
+// Laying out the right operand of a product.
+#include <algorithm>
+#include <cstring>
+
+#include "bounds.h"
+#include "kernels.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr size_t cache_line = 64;
+// Below this many results added up in 16 bits, widening them costs more than multiplying in 16 bits from the start.
+constexpr int worthwhile_steps = 4;
+
+constexpr uint32_t each_byte = 0x01010101U;
+
+// Four codes of one column, less `half`, as signed bytes; the bytes past K become 0.
+inline uint32_t four_codes(const uint8_t* codes, ptrdiff_t stride, size_t count, uint32_t half) {
+    uint8_t four[4];
+    for (size_t i = 0; i < 4; ++i) four[i] = i < count ? codes[static_cast<ptrdiff_t>(i) * stride] : static_cast<uint8_t>(half);
+    uint32_t value;
+    std::memcpy(&value, four, 4);
+    // Codes are below 2 * half, so no byte carries into the next; the high bit turns 128 + x into x.
+    return (value + (128 - half) * each_byte) ^ (0x80U * each_byte);
+}
+
+void pack_bytes(const RightSource& s, PackedRight& into) {
+    const size_t width = static_cast<size_t>(into.kernels->tile_columns);
+    const uint32_t half = 1U << (s.bits - 1);
+    for (size_t panel = 0; panel < into.panels; ++panel) {
+        uint8_t* to = into.data.data() + panel * into.panel_bytes();
+        const size_t columns = into.columns_of(panel);
+        for (size_t step = 0; step < into.steps; ++step, to += width * 4) {
+            const size_t count = std::min<size_t>(4, s.k - step * 4);
+            const uint8_t* from = s.codes + static_cast<ptrdiff_t>(step * 4) * s.stride_k +
+                                  static_cast<ptrdiff_t>(panel * width) * s.stride_n;
+            for (size_t column = 0; column < width; ++column) {
+                const uint32_t four =
+                    column < columns ? four_codes(from + static_cast<ptrdiff_t>(column) * s.stride_n, s.stride_k, count, half) : 0;
+                std::memcpy(to + column * 4, &four, 4);
+            }
+        }
+    }
+}
+
+void pack_words(const RightSource& s, PackedRight& into) {
+    const size_t width = static_cast<size_t>(into.kernels->tile_columns);
+    const int16_t half = static_cast<int16_t>(1 << (s.bits - 1));
+    for (size_t panel = 0; panel < into.panels; ++panel) {
+        int16_t* to = reinterpret_cast<int16_t*>(into.data.data() + panel * into.panel_bytes());
+        const size_t columns = into.columns_of(panel);
+        for (size_t step = 0; step < into.steps; ++step, to += width * 2) {
+            const uint8_t* from = s.codes + static_cast<ptrdiff_t>(step * 2) * s.stride_k +
+                                  static_cast<ptrdiff_t>(panel * width) * s.stride_n;
+            const bool second = step * 2 + 1 < s.k;
+            for (size_t column = 0; column < width; ++column, from += s.stride_n) {
+                const bool real = column < columns;
+                to[column * 2] = real ? static_cast<int16_t>(from[0] - half) : int16_t{0};
+                to[column * 2 + 1] = real && second ? static_cast<int16_t>(from[s.stride_k] - half) : int16_t{0};
+                if (!real) from -= s.stride_n;
+            }
+        }
+    }
+}
+
+// sum over k of (a - za)(w - zw) = sum a w + za (k zw - sum w) - zw sum a, with w and zw both less 2^(bits - 1).
+void pack_terms(const RightSource& s, PackedRight& into) {
+    const size_t width = static_cast<size_t>(into.kernels->tile_columns), all = into.panels * width;
+    const int32_t half = 1 << (s.bits - 1), last = 2 * half - 1;
+    into.column_term.assign(all, 0);
+    into.column_zero.assign(all, 0);
+    into.zeros = false;
+    into.largest = 0;
+    if (s.stride_n == 1)
+        for (size_t k = 0; k < s.k; ++k) {
+            const uint8_t* row = s.codes + static_cast<ptrdiff_t>(k) * s.stride_k;
+            for (size_t n = 0; n < s.n; ++n) into.column_term[n] += row[n];
+        }
+    else
+        for (size_t n = 0; n < s.n; ++n) {
+            const uint8_t* column = s.codes + static_cast<ptrdiff_t>(n) * s.stride_n;
+            int32_t sum = 0;
+            if (s.stride_k == 1)
+                for (size_t k = 0; k < s.k; ++k) sum += column[k];
+            else
+                for (size_t k = 0; k < s.k; ++k) sum += column[static_cast<ptrdiff_t>(k) * s.stride_k];
+            into.column_term[n] = sum;
+        }
+    for (size_t n = 0; n < s.n; ++n) {
+        const int64_t zero = s.zeros[s.zero_per_column ? n : 0], k = static_cast<int64_t>(s.k);
+        into.largest = std::max({into.largest, zero < 0 ? -zero : zero, zero < last ? last - zero : zero - last});
+        // Wraps around where the terms do not fit; sums that fit come out right all the same.
+        into.column_term[n] = static_cast<int32_t>(static_cast<uint32_t>(k * zero - into.column_term[n]));
+        into.column_zero[n] = static_cast<int32_t>(static_cast<uint32_t>(half - zero));
+        into.zeros = into.zeros || zero != half;
+    }
+}
+
+}  // namespace
+
+uint8_t* Buffer::ensure(size_t bytes) {
+    if (memory_.size() < bytes + cache_line) {
+        memory_.assign(bytes + cache_line, 0);
+        const size_t past = reinterpret_cast<uintptr_t>(memory_.data()) % cache_line;
+        start_ = memory_.data() + (past == 0 ? 0 : cache_line - past);
+    }
+    return start_;
+}
+
+size_t PackedRight::columns_of(size_t panel) const {
+    const size_t width = static_cast<size_t>(kernels->tile_columns);
+    return std::min(width, n - panel * width);
+}
+
+void pack(const RightSource& source, int left_bits, const KernelSet& kernels, PackedRight& into) {
+    into.kernels = &kernels;
+    into.n = source.n;
+    into.k = source.k;
+    into.bits = source.bits;
+    into.left_bits = left_bits;
+    const int safe_steps = left_bits > 8 ? 0 : pair_steps(source.bits, left_bits);
+    into.words = left_bits > 8 || (kernels.sums_in_16_bits && safe_steps < worthwhile_steps);
+    into.steps_in_16_bits = static_cast<size_t>(safe_steps);
+    const size_t group = into.words ? 2 : 4, width = static_cast<size_t>(kernels.tile_columns);
+    into.steps = (source.k + group - 1) / group;
+    into.panels = (source.n + width - 1) / width;
+    into.data.ensure(into.panels * into.panel_bytes());
+    (into.words ? pack_words : pack_bytes)(source, into);
+    pack_terms(source, into);
+}
+
+}  // namespace halfbyte
