@@ -42,6 +42,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("multiply_add_peak", peak, pybind11::arg("kind"));
     bind_products(m);
     bind_rows(m);
+    bind_plan(m);
 }
 
 }  // namespace halfbyte

@@ -1,0 +1,258 @@
+// Steps that multiply codes.
+#include <cstring>
+#include <stdexcept>
+
+#include "pool.h"
+#include "steps.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr size_t rows_of_part = 48;
+
+Buffer& memory_of_thread(int which) {
+    static thread_local Buffer memory[2];
+    return memory[which];
+}
+
+void require(bool fits, const char* what) {
+    if (!fits) throw std::invalid_argument(what);
+}
+
+// Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table.
+struct RowsOfProduct {
+    const PackedRight* right;
+    int bits;
+    int32_t zero;
+    const std::vector<int16_t>* table;
+    Epilogue epilogue;
+
+    void run(const uint8_t* codes, size_t stride, size_t count, float* out, size_t out_stride) const {
+        Left left;
+        left.bits = bits;
+        left.zero = zero;
+        left.codes = codes;
+        left.stride = stride;
+        if (!table->empty()) {
+            const size_t wide = (right->k + 31) / 32 * 32;
+            int16_t* levels = reinterpret_cast<int16_t*>(memory_of_thread(0).ensure(count * wide * 2));
+            for (size_t i = 0; i < count; ++i)
+                right->kernels->rows.look_up(codes + i * stride, right->k, table->data(), levels + i * wide);
+            left.codes = nullptr;
+            left.levels = levels;
+            left.stride = wide;
+        }
+        multiply_rows(left, 0, count, *right, epilogue, out, out_stride);
+    }
+};
+
+class LinearStep : public Step {
+  public:
+    explicit LinearStep(LinearOptions options) : o_(std::move(options)) {
+        const PackedRight& r = *o_.right;
+        require(o_.x.shape.size() == 2 && o_.out.shape.size() == 2, "a product has rows and columns");
+        require(o_.x.shape[1] == r.k && o_.out.shape[1] == r.n && o_.x.shape[0] == o_.out.shape[0], "shapes do not fit");
+        require((r.k == 1 || o_.x.strides[1] == 1) && (r.n == 1 || o_.out.strides[1] == 1), "rows must be contiguous");
+        require(o_.x.strides[0] >= 0 && o_.out.strides[0] >= 0, "rows must come in order");
+        require(o_.scale.size() == r.n && (o_.bias.empty() || o_.bias.size() == r.n), "a scale for each column is needed");
+        require(o_.table.empty() ? r.left_bits == o_.bits : r.left_bits == 16 && o_.table.size() == 256,
+                "the weight was packed for other codes");
+    }
+
+    void run(Bases bases, int threads) const override {
+        const RowsOfProduct product{o_.right.get(), o_.bits, o_.zero, &o_.table,
+                                    Epilogue{o_.scale.data(), true, o_.bias.empty() ? nullptr : o_.bias.data()}};
+        const uint8_t* x = start<uint8_t>(o_.x, bases);
+        float* out = start<float>(o_.out, bases);
+        const size_t rows = o_.x.shape[0], stride = static_cast<size_t>(o_.x.strides[0]);
+        const size_t out_stride = static_cast<size_t>(o_.out.strides[0]);
+        if (o_.table.empty()) {
+            Left left;
+            left.bits = o_.bits;
+            left.zero = o_.zero;
+            left.codes = x;
+            left.stride = stride;
+            return multiply(left, rows, *o_.right, product.epilogue, out, out_stride, threads);
+        }
+        const size_t parts = (rows + rows_of_part - 1) / rows_of_part;
+        run_parallel(parts, threads, [&](size_t part) {
+            const size_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+            product.run(x + begin * stride, stride, end - begin, out + begin * out_stride, out_stride);
+        });
+    }
+
+  private:
+    LinearOptions o_;
+};
+
+// What convolutions of both kinds know of their windows.
+struct Windows {
+    explicit Windows(const ConvOptions& o) : o(o) {
+        require(o.x.shape.size() == 3 && o.out.shape.size() == 3, "maps have three dimensions");
+        require(o.out.strides[0] == 1, "the channels of the result must be contiguous");
+        height = static_cast<ptrdiff_t>(o.x.shape[1]);
+        width = static_cast<ptrdiff_t>(o.x.shape[2]);
+    }
+
+    // The place in the input of a kernel's row or column; negative or too large in the padding.
+    ptrdiff_t place(int axis, size_t position, size_t step) const {
+        return static_cast<ptrdiff_t>(position * o.stride[axis] + step * o.dilation[axis]) -
+               static_cast<ptrdiff_t>(o.before[axis]);
+    }
+
+    const ConvOptions& o;
+    ptrdiff_t height, width;
+};
+
+class ConvStep : public Step {
+  public:
+    explicit ConvStep(ConvOptions options) : o_(std::move(options)) {
+        const Windows windows(o_);
+        require(!o_.rights.empty() && o_.x.shape[0] % o_.rights.size() == 0, "channels do not divide into groups");
+        channels_ = o_.x.shape[0] / o_.rights.size();
+        size_t outputs = 0;
+        for (const auto& right : o_.rights) {
+            require(right->k == channels_ * o_.kernel[0] * o_.kernel[1] && right->left_bits == o_.bits, "weights do not fit");
+            outputs += right->n;
+        }
+        require(outputs == o_.out.shape[0] && o_.scale.size() == outputs, "a scale for each channel is needed");
+        require(o_.bias.empty() || o_.bias.size() == outputs, "a bias for each channel is needed");
+        require(o_.zero >= 0 && o_.zero <= 255, "what pads must be a code");
+    }
+
+    void run(Bases bases, int threads) const override {
+        const size_t rows = o_.out.shape[1];
+        run_parallel(rows, threads, [&](size_t row) { run_row(bases, row); });
+    }
+
+  private:
+    // One row of the result: its windows become the rows of a matrix.
+    void run_row(Bases bases, size_t row) const {
+        const Windows windows(o_);
+        const uint8_t* x = start<uint8_t>(o_.x, bases);
+        float* out = start<float>(o_.out, bases) + static_cast<ptrdiff_t>(row) * o_.out.strides[1];
+        const size_t columns = o_.out.shape[2], taps = o_.kernel[0] * o_.kernel[1], k = channels_ * taps;
+        uint8_t* patches = memory_of_thread(1).ensure(columns * k);
+        static const std::vector<int16_t> none;
+        size_t first = 0;
+        for (size_t group = 0; group < o_.rights.size(); ++group) {
+            const uint8_t* own = x + static_cast<ptrdiff_t>(group * channels_) * o_.x.strides[0];
+            for (size_t column = 0; column < columns; ++column) gather(windows, own, row, column, patches + column * k);
+            const PackedRight& right = *o_.rights[group];
+            const RowsOfProduct product{&right, o_.bits, o_.zero, &none,
+                                        Epilogue{o_.scale.data() + first, true, o_.bias.empty() ? nullptr : o_.bias.data() + first}};
+            product.run(patches, k, columns, out + first, static_cast<size_t>(o_.out.strides[2]));
+            first += right.n;
+        }
+    }
+
+    void gather(const Windows& windows, const uint8_t* x, size_t row, size_t column, uint8_t* to) const {
+        for (size_t i = 0; i < o_.kernel[0]; ++i) {
+            const ptrdiff_t y = windows.place(0, row, i);
+            for (size_t j = 0; j < o_.kernel[1]; ++j, to += channels_) {
+                const ptrdiff_t z = windows.place(1, column, j);
+                if (y < 0 || y >= windows.height || z < 0 || z >= windows.width) {
+                    std::memset(to, o_.zero, channels_);
+                    continue;
+                }
+                const uint8_t* from = x + y * o_.x.strides[1] + z * o_.x.strides[2];
+                if (o_.x.strides[0] == 1)
+                    std::memcpy(to, from, channels_);
+                else
+                    for (size_t c = 0; c < channels_; ++c) to[c] = from[static_cast<ptrdiff_t>(c) * o_.x.strides[0]];
+            }
+        }
+    }
+
+    ConvOptions o_;
+    size_t channels_ = 0;
+};
+
+class DepthwiseStep : public Step {
+  public:
+    explicit DepthwiseStep(DepthwiseOptions options) : o_(std::move(options)) {
+        const Windows windows(o_.conv);
+        const size_t channels = o_.conv.x.shape[0];
+        require(channels == o_.conv.out.shape[0] && o_.conv.scale.size() == channels, "a scale for each channel is needed");
+        require(o_.weight.size() == channels * o_.conv.kernel[0] * o_.conv.kernel[1], "weights do not fit");
+        require(o_.conv.bias.empty() || o_.conv.bias.size() == channels, "a bias for each channel is needed");
+        require(o_.conv.x.strides[0] == 1, "the channels of the input must be contiguous");
+    }
+
+    void run(Bases bases, int threads) const override {
+        run_parallel(o_.conv.out.shape[1], threads, [&](size_t row) { run_row(bases, row); });
+    }
+
+  private:
+    void run_row(Bases bases, size_t row) const {
+        const ConvOptions& o = o_.conv;
+        const Windows windows(o);
+        const size_t channels = o.x.shape[0];
+        int32_t* sums = reinterpret_cast<int32_t*>(memory_of_thread(1).ensure(channels * 4));
+        for (size_t column = 0; column < o.out.shape[2]; ++column) {
+            std::memset(sums, 0, channels * 4);
+            const int32_t* weight = o_.weight.data();
+            for (size_t i = 0; i < o.kernel[0]; ++i) {
+                const ptrdiff_t y = windows.place(0, row, i);
+                for (size_t j = 0; j < o.kernel[1]; ++j, weight += channels) {
+                    const ptrdiff_t z = windows.place(1, column, j);
+                    if (y < 0 || y >= windows.height || z < 0 || z >= windows.width) continue;
+                    const uint8_t* from = start<uint8_t>(o.x, bases) + y * o.x.strides[1] + z * o.x.strides[2];
+                    for (size_t c = 0; c < channels; ++c) sums[c] += (from[c] - o.zero) * weight[c];
+                }
+            }
+            float* out = start<float>(o.out, bases) + static_cast<ptrdiff_t>(row) * o.out.strides[1] +
+                         static_cast<ptrdiff_t>(column) * o.out.strides[2];
+            for (size_t c = 0; c < channels; ++c) out[c] = static_cast<float>(sums[c]) * o.scale[c];
+            for (size_t c = 0; c < o.bias.size(); ++c) out[c] += o.bias[c];
+        }
+    }
+
+    DepthwiseOptions o_;
+};
+
+class HeadsStep : public Step {
+  public:
+    explicit HeadsStep(HeadsOptions options) : o_(std::move(options)) {
+        const View &a = o_.left, &b = o_.right, &out = o_.out;
+        require(a.shape.size() == 3 && b.shape.size() == 3 && out.shape.size() == 3, "heads have rows and columns");
+        require(a.shape[0] == b.shape[0] && a.shape[0] == out.shape[0] && a.shape[2] == b.shape[1] &&
+                    a.shape[1] == out.shape[1] && b.shape[2] == out.shape[2], "shapes do not fit");
+        require((a.shape[2] == 1 || a.strides[2] == 1) && (out.shape[2] == 1 || out.strides[2] == 1), "rows must be contiguous");
+        require(a.strides[0] >= 0 && a.strides[1] >= 0 && b.strides[0] >= 0 && out.strides[0] >= 0 && out.strides[1] >= 0,
+                "rows must come in order");
+        require(o_.table.empty() || o_.table.size() == 256, "a table has 256 levels");
+    }
+
+    void run(Bases bases, int threads) const override {
+        HeadProducts p{};
+        p.heads = o_.left.shape[0];
+        p.rows = o_.left.shape[1];
+        p.left = start<uint8_t>(o_.left, bases);
+        p.left_step = static_cast<size_t>(o_.left.strides[0]);
+        p.left_stride = static_cast<size_t>(o_.left.strides[1]);
+        p.left_bits = o_.left_bits;
+        p.left_zero = o_.left_zero;
+        p.table = o_.table.empty() ? nullptr : o_.table.data();
+        p.right = RightSource{start<uint8_t>(o_.right, bases), o_.right.shape[2], o_.right.shape[1], o_.right.strides[2],
+                              o_.right.strides[1], o_.right_bits, &o_.right_zero, false};
+        p.right_step = static_cast<size_t>(o_.right.strides[0]);
+        p.epilogue = Epilogue{&o_.scale, false, nullptr};
+        p.out = start<float>(o_.out, bases);
+        p.out_step = static_cast<size_t>(o_.out.strides[0]);
+        p.out_stride = static_cast<size_t>(o_.out.strides[1]);
+        multiply_heads(p, active_kernels(), threads);
+    }
+
+  private:
+    HeadsOptions o_;
+};
+
+}  // namespace
+
+StepPointer linear_step(LinearOptions options) { return std::make_unique<LinearStep>(std::move(options)); }
+StepPointer conv_step(ConvOptions options) { return std::make_unique<ConvStep>(std::move(options)); }
+StepPointer depthwise_step(DepthwiseOptions options) { return std::make_unique<DepthwiseStep>(std::move(options)); }
+StepPointer heads_step(HeadsOptions options) { return std::make_unique<HeadsStep>(std::move(options)); }
+
+}  // namespace halfbyte
