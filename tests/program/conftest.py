@@ -35,7 +35,7 @@ FEW: dict[str, tuple[str, ...]] = {
         "adalog.rounds=1",
         "refit.images=32",
         "qwt.images=32",
-    ),  # fmt: skip
+    ),
     "percentile-qwt": ("percentile.images=8", "bn_recalibrate.images=32", "bias_correct.images=32", "qwt.images=32"),
 }
 # A model and its recipe; timm's models get the ranges of random images, and random weights.
