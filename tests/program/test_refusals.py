@@ -66,7 +66,7 @@ def _far() -> UniformQuantizer:
     [
         (_fractional, "paper_exact"),
         (_paper, "paper_exact"),
-        (_groups, "regroup"),
+        (_groups, "fold"),
         (_twin, "twin"),
         (_far, "zero point"),
     ],
