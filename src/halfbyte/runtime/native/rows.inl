@@ -70,70 +70,6 @@ void layer_norm(const float* __restrict x, size_t rows, const Norm& norm, float*
     }
 }
 
-// e^x for x <= 0, relative error below 1e-15; 0 below -700, which float32 cannot tell from it.
-HALFBYTE_INLINE double exponential(double x) {
-    constexpr double shifter = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
-    constexpr double log2_e = 1.4426950408889634, ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
-    const double shifted = x * log2_e + shifter;
-    const double n = shifted - shifter;
-    const double r = (x - n * ln2_high) - n * ln2_low;
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    uint64_t exponent, bits;
-    std::memcpy(&exponent, &shifted, 8);
-    std::memcpy(&bits, &p, 8);
-    bits += exponent << 52;
-    std::memcpy(&p, &bits, 8);
-    return x < -700.0 ? 0.0 : p;
-}
-
-// softmax(x * factor) over rows of `columns`: the product in float32, the rest in double, rounded once to float32.
-void softmax(const float* __restrict x, size_t rows, size_t columns, float factor, float* __restrict out) {
-    constexpr size_t piece = 512;
-    double powers[piece];
-    const size_t whole = columns / sum_lanes * sum_lanes;
-    for (size_t row = 0; row < rows; ++row, x += columns, out += columns) {
-        float largest = x[0] * factor;
-        for (size_t i = 0; i < columns; ++i) {
-            const float value = x[i] * factor;
-            largest = largest > value ? largest : value;
-        }
-        const double top = static_cast<double>(largest);
-        double lane[sum_lanes] = {};
-        // Short rows, the usual ones, keep their powers; longer ones compute them twice.
-        const bool kept = columns <= piece;
-        for (size_t i = 0; i < whole; i += sum_lanes)
-            for (size_t j = 0; j < sum_lanes; ++j) {
-                const double power = exponential(static_cast<double>(x[i + j] * factor) - top);
-                if (kept) powers[i + j] = power;
-                lane[j] += power;
-            }
-        for (size_t i = whole; i < columns; ++i) {
-            const double power = exponential(static_cast<double>(x[i] * factor) - top);
-            if (kept) powers[i] = power;
-            lane[i - whole] += power;
-        }
-        const double sum = joined(lane);
-        if (kept)
-            for (size_t i = 0; i < columns; ++i) out[i] = static_cast<float>(powers[i] / sum);
-        else
-            for (size_t i = 0; i < columns; ++i)
-                out[i] = static_cast<float>(exponential(static_cast<double>(x[i] * factor) - top) / sum);
-    }
-}
-
 HALFBYTE_INLINE float gelu_of(float x) {
     // The rational function of halfbyte.layers.activation, in its order.
     constexpr float clip = 5.599999904632568F;
@@ -177,6 +113,9 @@ int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {
     return sum;
 }
 
+#include "softmax.inl"
+
 RowKernels row_kernels() {
-    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes};
+    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes,
+            softmax_quantize, softmax_quantize_table};
 }
