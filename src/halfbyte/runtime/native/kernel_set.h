@@ -55,7 +55,7 @@ struct RowKernels {
     void (*gelu)(const float* x, size_t count, float* out);
     void (*add)(const float* x, const float* y, size_t count, float* out);
     void (*widen)(const uint8_t* codes, size_t count, int16_t* out);
-    void (*look_up)(const uint8_t* codes, size_t count, const int16_t* table, int16_t* out);
+    void (*look_up)(const uint8_t* codes, size_t count, int bits, const int16_t* table, int16_t* out);
     int32_t (*sum)(const uint8_t* codes, size_t count);
     void (*softmax_quantize)(const float* x, size_t rows, size_t columns, float factor, const Uniform& to,
                              uint8_t* codes);

@@ -7,7 +7,7 @@ constexpr size_t sum_lanes = 8;
 
 // To the nearest whole number, half to even.
 HALFBYTE_INLINE float rounded(float x) {
-#if defined(HALFBYTE_ROUNDS)
+#if defined(HALFBYTE_AVX2_OR_BETTER)
     return __builtin_rintf(x);
 #else
     // Without an instruction for it: adding and taking away 2^23 rounds what is smaller; larger floats are whole.
@@ -103,8 +103,32 @@ void widen(const uint8_t* __restrict codes, size_t count, int16_t* __restrict ou
     for (size_t i = 0; i < count; ++i) out[i] = codes[i];
 }
 
-void look_up(const uint8_t* __restrict codes, size_t count, const int16_t* __restrict table, int16_t* __restrict out) {
-    for (size_t i = 0; i < count; ++i) out[i] = table[codes[i]];
+// table[code] for codes of so many bits.
+void look_up(const uint8_t* __restrict codes, size_t count, int bits, const int16_t* __restrict table,
+             int16_t* __restrict out) {
+    size_t i = 0;
+#if defined(HALFBYTE_AVX2_OR_BETTER)
+    if (bits <= 4) {
+        // Sixteen levels are two tables of bytes, each in one register.
+        uint8_t bytes[2][16] = {};
+        for (int code = 0; code < 1 << bits; ++code) {
+            bytes[0][code] = static_cast<uint8_t>(table[code] & 255);
+            bytes[1][code] = static_cast<uint8_t>(table[code] >> 8);
+        }
+        const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[0])));
+        const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[1])));
+        for (; i + 32 <= count; i += 32) {
+            const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+            const __m256i l = _mm256_shuffle_epi8(low, at), h = _mm256_shuffle_epi8(high, at);
+            const __m256i even = _mm256_unpacklo_epi8(l, h), odd = _mm256_unpackhi_epi8(l, h);
+            __m256i* to = reinterpret_cast<__m256i*>(out + i);
+            _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+            _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+        }
+    }
+#endif
+    static_cast<void>(bits);
+    for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
 int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {

@@ -175,17 +175,21 @@ void softmax_codes(const float* __restrict x, size_t rows, size_t columns, float
     for (size_t row = 0; row < rows; ++row, x += columns, codes += columns) {
         const float top = largest_of(x, columns, factor);
         const bool rough = columns <= row_piece && by.monotone() && rough_keys(x, columns, factor, top, by, low, high);
-        size_t doubtful = rough ? 0 : columns;
-        if (rough)
-            for (size_t i = 0; i < columns; ++i) doubtful += low[i] != high[i];
         if (rough)
             for (size_t i = 0; i < columns; ++i) codes[i] = by.code(low[i]);
         double sum = 0.0;
-        for (size_t i = 0; doubtful != 0 && i < columns; ++i) {
-            const float below = x[i] * factor - top;
-            if (rough && (low[i] == high[i] || (by.code(low[i]) == by.code(high[i]) && below >= lowest_power))) continue;
+        for (size_t i = 0; i < columns; ++i) {
+            // Doubtful quotients are rare: sixteen at a time are found to have none.
+            constexpr size_t many = 16;
+            if (rough && i + many <= columns && std::memcmp(low + i, high + i, many * sizeof(low[0])) == 0) {
+                i += many - 1;
+                continue;
+            }
+            if (rough && low[i] == high[i]) continue;
+            const float value = x[i] * factor;
+            if (rough && by.code(low[i]) == by.code(high[i]) && value - top >= lowest_power) continue;
             if (sum == 0.0) sum = sum_of_powers(x, columns, factor, static_cast<double>(top), nullptr);
-            const double power = exponential(static_cast<double>(x[i] * factor) - static_cast<double>(top));
+            const double power = exponential(static_cast<double>(value) - static_cast<double>(top));
             codes[i] = by.exact(static_cast<float>(power / sum));
         }
     }
