@@ -13,8 +13,8 @@ namespace {
 using Ints = std::vector<py::ssize_t>;
 
 constexpr long long int32_low = INT32_MIN, int32_high = INT32_MAX;
-// Sums of this many products of 8-bit codes stay within 32 bits.
-constexpr long long longest = 1 << 24;
+// The sum of this many codes fits into 32 bits.
+constexpr long long longest = 1 << 23;
 
 struct PackedWeight {
     PackedRight right;

@@ -35,7 +35,7 @@ void multiply_part(const HeadProducts& p, size_t head, size_t begin, size_t end,
         const size_t stride = (right.k + 31) / 32 * 32;
         int16_t* levels = reinterpret_cast<int16_t*>(levels_of_part().ensure(rows_of_part * stride * 2));
         for (size_t row = begin; row < end; ++row)
-            right.kernels->rows.look_up(left.codes + (row - begin) * left.stride, right.k, p.table,
+            right.kernels->rows.look_up(left.codes + (row - begin) * left.stride, right.k, p.left_bits, p.table,
                                         levels + (row - begin) * stride);
         left.codes = nullptr;
         left.levels = levels;

@@ -55,8 +55,12 @@ struct RowKernels {
     void (*gelu)(const float* x, size_t count, float* out);
     void (*add)(const float* x, const float* y, size_t count, float* out);
     void (*widen)(const uint8_t* codes, size_t count, int16_t* out);
-    void (*look_up)(const uint8_t* codes, size_t count, const int16_t* table, int16_t* out);
+    void (*look_up)(const uint8_t* codes, size_t count, int bits, const int16_t* table, int16_t* out);
     int32_t (*sum)(const uint8_t* codes, size_t count);
+    void (*softmax_quantize)(const float* x, size_t rows, size_t columns, float factor, const Uniform& to,
+                             uint8_t* codes);
+    void (*softmax_quantize_table)(const float* x, size_t rows, size_t columns, float factor, float shift,
+                                   const uint8_t* table, uint8_t* codes);
 };
 
 // The fastest that the instruction set can multiply and add, from registers only: how many are done by `rounds`.

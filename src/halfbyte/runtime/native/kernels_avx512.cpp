@@ -31,7 +31,7 @@ HALFBYTE_INLINE F to_float(V x) { return _mm512_cvtepi32_ps(x); }
 HALFBYTE_INLINE F multiply_float(F x, F y) { return _mm512_mul_ps(x, y); }
 HALFBYTE_INLINE F add_float(F x, F y) { return _mm512_add_ps(x, y); }
 
-#define HALFBYTE_ROUNDS
+#define HALFBYTE_AVX2_OR_BETTER
 #include "peak.inl"
 #include "rows.inl"
 #include "tile.inl"

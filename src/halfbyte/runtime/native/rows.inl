@@ -7,7 +7,7 @@ constexpr size_t sum_lanes = 8;
 
 // To the nearest whole number, half to even.
 HALFBYTE_INLINE float rounded(float x) {
-#if defined(HALFBYTE_ROUNDS)
+#if defined(HALFBYTE_AVX2_OR_BETTER)
     return __builtin_rintf(x);
 #else
     // Without an instruction for it: adding and taking away 2^23 rounds what is smaller; larger floats are whole.
@@ -70,70 +70,6 @@ void layer_norm(const float* __restrict x, size_t rows, const Norm& norm, float*
     }
 }
 
-// e^x for x <= 0, relative error below 1e-15; 0 below -700, which float32 cannot tell from it.
-HALFBYTE_INLINE double exponential(double x) {
-    constexpr double shifter = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
-    constexpr double log2_e = 1.4426950408889634, ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
-    const double shifted = x * log2_e + shifter;
-    const double n = shifted - shifter;
-    const double r = (x - n * ln2_high) - n * ln2_low;
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    uint64_t exponent, bits;
-    std::memcpy(&exponent, &shifted, 8);
-    std::memcpy(&bits, &p, 8);
-    bits += exponent << 52;
-    std::memcpy(&p, &bits, 8);
-    return x < -700.0 ? 0.0 : p;
-}
-
-// softmax(x * factor) over rows of `columns`: the product in float32, the rest in double, rounded once to float32.
-void softmax(const float* __restrict x, size_t rows, size_t columns, float factor, float* __restrict out) {
-    constexpr size_t piece = 512;
-    double powers[piece];
-    const size_t whole = columns / sum_lanes * sum_lanes;
-    for (size_t row = 0; row < rows; ++row, x += columns, out += columns) {
-        float largest = x[0] * factor;
-        for (size_t i = 0; i < columns; ++i) {
-            const float value = x[i] * factor;
-            largest = largest > value ? largest : value;
-        }
-        const double top = static_cast<double>(largest);
-        double lane[sum_lanes] = {};
-        // Short rows, the usual ones, keep their powers; longer ones compute them twice.
-        const bool kept = columns <= piece;
-        for (size_t i = 0; i < whole; i += sum_lanes)
-            for (size_t j = 0; j < sum_lanes; ++j) {
-                const double power = exponential(static_cast<double>(x[i + j] * factor) - top);
-                if (kept) powers[i + j] = power;
-                lane[j] += power;
-            }
-        for (size_t i = whole; i < columns; ++i) {
-            const double power = exponential(static_cast<double>(x[i] * factor) - top);
-            if (kept) powers[i] = power;
-            lane[i - whole] += power;
-        }
-        const double sum = joined(lane);
-        if (kept)
-            for (size_t i = 0; i < columns; ++i) out[i] = static_cast<float>(powers[i] / sum);
-        else
-            for (size_t i = 0; i < columns; ++i)
-                out[i] = static_cast<float>(exponential(static_cast<double>(x[i] * factor) - top) / sum);
-    }
-}
-
 HALFBYTE_INLINE float gelu_of(float x) {
     // The rational function of halfbyte.layers.activation, in its order.
     constexpr float clip = 5.599999904632568F;
@@ -167,8 +103,32 @@ void widen(const uint8_t* __restrict codes, size_t count, int16_t* __restrict ou
     for (size_t i = 0; i < count; ++i) out[i] = codes[i];
 }
 
-void look_up(const uint8_t* __restrict codes, size_t count, const int16_t* __restrict table, int16_t* __restrict out) {
-    for (size_t i = 0; i < count; ++i) out[i] = table[codes[i]];
+// table[code] for codes of so many bits.
+void look_up(const uint8_t* __restrict codes, size_t count, int bits, const int16_t* __restrict table,
+             int16_t* __restrict out) {
+    size_t i = 0;
+#if defined(HALFBYTE_AVX2_OR_BETTER)
+    if (bits <= 4) {
+        // Sixteen levels are two tables of bytes, each in one register.
+        uint8_t bytes[2][16] = {};
+        for (int code = 0; code < 1 << bits; ++code) {
+            bytes[0][code] = static_cast<uint8_t>(table[code] & 255);
+            bytes[1][code] = static_cast<uint8_t>(table[code] >> 8);
+        }
+        const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[0])));
+        const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[1])));
+        for (; i + 32 <= count; i += 32) {
+            const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+            const __m256i l = _mm256_shuffle_epi8(low, at), h = _mm256_shuffle_epi8(high, at);
+            const __m256i even = _mm256_unpacklo_epi8(l, h), odd = _mm256_unpackhi_epi8(l, h);
+            __m256i* to = reinterpret_cast<__m256i*>(out + i);
+            _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+            _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+        }
+    }
+#endif
+    static_cast<void>(bits);
+    for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
 int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {
@@ -177,6 +137,9 @@ int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {
     return sum;
 }
 
+#include "softmax.inl"
+
 RowKernels row_kernels() {
-    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes};
+    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes,
+            softmax_quantize, softmax_quantize_table};
 }

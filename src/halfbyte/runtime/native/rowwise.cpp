@@ -47,6 +47,13 @@ void compute_code_rows(const Source& s, const Target& target, size_t begin, size
     const RowKernels& k = active_kernels().rows;
     if (s.kind == Source::Kind::plain)
         return encode(target, s.x + begin * s.columns, (end - begin) * s.columns, out + begin * s.columns, k);
+    if (s.kind == Source::Kind::softmax) {
+        const float* x = s.x + begin * s.columns;
+        out += begin * s.columns;
+        if (target.table != nullptr)
+            return k.softmax_quantize_table(x, end - begin, s.columns, s.factor, target.shift, target.table, out);
+        return k.softmax_quantize(x, end - begin, s.columns, s.factor, target.uniform, out);
+    }
     const size_t rows_at_once = std::max<size_t>(1, piece / s.columns);
     float* values = reinterpret_cast<float*>(values_of_thread().ensure(rows_at_once * s.columns * sizeof(float)));
     for (size_t row = begin; row < end; row += rows_at_once) {
