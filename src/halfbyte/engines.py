@@ -10,7 +10,8 @@ from torch import Tensor
 
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.program.interpret import Interpreter
-from halfbyte.program.saved import load_program
+from halfbyte.program.load import load_program
+from halfbyte.runtime import Engine
 
 TORCH = "torch"
 # Images `[B, C, H, W]` to logits `[B, classes]`, float32, on the CPU.
@@ -22,8 +23,13 @@ def _interpreter(folder: Path) -> Run:
     return lambda images: torch.from_numpy(interpreter(images.numpy()))
 
 
+def _native(folder: Path) -> Run:
+    engine = Engine(folder)
+    return lambda images: torch.from_numpy(engine(images.numpy()))
+
+
 # How each engine but torch itself begins with an artifact's folder.
-ENGINES: dict[str, Callable[[Path], Run]] = {"interpreter": _interpreter}
+ENGINES: dict[str, Callable[[Path], Run]] = {"interpreter": _interpreter, "native": _native}
 
 
 def check_engine(engine: str, target: str, device: str) -> None:

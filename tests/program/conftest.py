@@ -19,9 +19,9 @@ from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
 from halfbyte.prepare import model_state, prepare, set_state
 from halfbyte.program import sites
+from halfbyte.program.load import load_program
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
-from halfbyte.program.saved import load_program
 from halfbyte.program.trace import Recorder
 from halfbyte.quantizers.base import Quantizer
 from halfbyte.recipe import BitPlan

@@ -22,9 +22,9 @@ from halfbyte.artifact import load_artifact, save_artifact
 from halfbyte.artifact_files import PROGRAM, QUANTIZATION, TENSORS
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.interpret import run
+from halfbyte.program.load import load_program
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
-from halfbyte.program.saved import load_program
 from halfbyte.program.store import MAGIC, framed, from_bytes, to_bytes
 
 LEAVES = (
@@ -206,7 +206,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import numpy as np
 from halfbyte.program.interpret import run
-from halfbyte.program.saved import load_program
+from halfbyte.program.load import load_program
 folder, place = sys.argv[1:]
 np.save(place + "/logits.npy", run(load_program(folder), np.load(place + "/images.npy")))
 assert "torch" not in sys.modules

@@ -19,9 +19,9 @@ from halfbyte.layers.norm import ExactFloat64
 from halfbyte.program import aten, sites
 from halfbyte.program.check import check
 from halfbyte.program.interpret import Interpreter
+from halfbyte.program.load import load_program
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Op, Program
-from halfbyte.program.saved import load_program
 from halfbyte.program.trace import Recorder
 from halfbyte.quantizers.groupwise import GroupwiseQuantizer
 from halfbyte.quantizers.log import LogSqrt2Quantizer

@@ -4,7 +4,6 @@ what only moves values about becomes a view wherever it can."""
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.interpret import compute
 from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
-from halfbyte.runtime.memory import CONSTANTS, IMAGE, RESULT, Memory, View, aligned, dense, order_of
+from halfbyte.runtime.memory import CONSTANTS, IMAGE, RESULT, Memory, View, aligned, order_of
 
 # Functions that are computed together with the quantizer behind them.
 _JOINED = {"layer_norm": "norm", "gelu": "gelu", "softmax": "softmax"}
@@ -60,7 +59,7 @@ class Compiler:
                 raise HalfbyteError(f"the native engine has no {op.kind} ({op.output}); use --engine interpreter")
             attributes = at_batch(op.attributes, 1)
             tensors = {role: self.program.tensors[name] for role, name in op.tensors.items()}
-            if op.inputs and all(name in self.known for name in op.inputs) or op.kind == "constant":
+            if (op.inputs and all(name in self.known for name in op.inputs)) or op.kind == "constant":
                 self.known[op.output] = compute(op.kind, [self.known[name] for name in op.inputs], attributes, tensors)
                 continue
             OPERATIONS[op.kind](self, op, attributes, tensors)
@@ -140,9 +139,7 @@ def build(program: Program, native: Any) -> tuple[Any, tuple[int, ...]]:
     """The native plan of a program, and the shape of its result for one image."""
     compiler = Compiler(program)
     arena, constants, size = compiler.run()
-    plan = native.Plan(
-        arena, 4 * math.prod(program.input_shape), 4 * size, np.frombuffer(constants or b"\0", np.uint8)
-    )
+    plan = native.Plan(arena, 4 * math.prod(program.input_shape), 4 * size, np.frombuffer(constants or b"\0", np.uint8))
     for step, arguments in compiler.calls:
         resolved = [a.resolved() if isinstance(a, View) else a for a in arguments]
         try:
@@ -152,11 +149,4 @@ def build(program: Program, native: Any) -> tuple[Any, tuple[int, ...]]:
     return plan, (size,)
 
 
-def kinds(program: Program) -> Counter[str]:
-    """How many operations of each kind a program has."""
-    return Counter(op.kind for op in program.ops)
-
-
 Handler = Callable[[Compiler, Op, dict[str, Any], dict[str, Array]], None]
-
-__all__ = ["Compiler", "Handler", "Rows", "build", "dense", "kinds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -70,10 +71,7 @@ class View:
             return None
         for old, new in groups:
             dimensions = [(self.shape[axis], self.strides[axis]) for axis in old if self.shape[axis] > 1]
-            if any(
-                outer != inner * count
-                for (_, outer), (count, inner) in zip(dimensions, dimensions[1:], strict=False)
-            ):
+            if any(outer != inner * count for (_, outer), (count, inner) in itertools.pairwise(dimensions)):
                 return None
             stride = dimensions[-1][1] if dimensions else 1
             own = []
@@ -135,7 +133,7 @@ class Memory:
             for other in meeting:
                 if offset + block.size <= other.offset:
                     break
-                offset = max(offset, _aligned(other.offset + other.size))
+                offset = max(offset, aligned(other.offset + other.size))
             block.offset = offset
             placed.append(block)
             top = max(top, offset + block.size)
@@ -146,10 +144,6 @@ class Memory:
 
 def aligned(size: int) -> int:
     """The next multiple of a cache line."""
-    return _aligned(size)
-
-
-def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 

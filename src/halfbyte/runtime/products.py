@@ -81,9 +81,7 @@ def matmul(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     c.views[op.output] = out
 
 
-def _heads(
-    c: Compiler, op: Op, views: list[View], numbers: list[tuple[Array | None, int]], scale: float
-) -> None:
+def _heads(c: Compiler, op: Op, views: list[View], numbers: list[tuple[Array | None, int]], scale: float) -> None:
     merged = [view.reshape((view.size // (view.shape[-1] * view.shape[-2]), *view.shape[-2:])) for view in views]
     if any(view is None for view in merged):
         for index in range(views[0].shape[0]):

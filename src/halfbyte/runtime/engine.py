@@ -1,0 +1,62 @@
+"""Running an artifact on its integers: NumPy in, NumPy out, without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.program.check import check
+from halfbyte.program.load import load_program
+from halfbyte.program.ops import Program
+from halfbyte.runtime.compile import build
+from halfbyte.runtime.native import kernels
+
+Images = npt.NDArray[np.float32]
+MOST_THREADS = 256
+
+
+class Engine:
+    """An artifact's folder, or a `Program`, made ready for the native kernels.
+
+    Several threads of a process may call one engine at once: each call has memory of its own, which the next one takes
+    over. `threads`: how many cores a call uses (None: all that the process may use); results do not depend on it.
+    Raises `HalfbyteError` for a damaged artifact, one without a program, and where the kernels are missing.
+    """
+
+    def __init__(self, artifact: str | Path | Program, *, threads: int | None = None) -> None:
+        program = artifact if isinstance(artifact, Program) else load_program(artifact)
+        check(program)
+        self.threads = checked_threads(threads)
+        self.input_shape = program.input_shape
+        self.facts = program.facts
+        self._plan, self._result = build(program, kernels())
+
+    def __call__(self, images: Images) -> Images:
+        """Logits `[B, classes]`, float32, of preprocessed images `[B, C, H, W]`.
+
+        Raises `HalfbyteError` for images of another shape.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
+            wanted = ", ".join(map(str, self.input_shape))
+            raise HalfbyteError(f"the model takes images [B, {wanted}], not {list(images.shape)}")
+        logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+        return logits
+
+
+def checked_threads(threads: int | None) -> int:
+    """The number of threads that is meant; raises `HalfbyteError` for one that cannot be."""
+    if threads is None:
+        return min(MOST_THREADS, available_cores())
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise HalfbyteError(f"threads must be from 1 to {MOST_THREADS}, not {threads!r}")
+    return threads
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
