@@ -1,6 +1,7 @@
 """The extension is light, optional and told about where it is missing; its instruction set can be chosen."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,11 @@ def run(code: str, **variables: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     ).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_an_installation_with_a_compiler_has_them() -> None:
+    native.kernels()
 
 
 def test_it_needs_neither_torch_nor_timm() -> None:

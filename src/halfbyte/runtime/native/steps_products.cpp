@@ -37,7 +37,7 @@ struct RowsOfProduct {
             const size_t wide = (right->k + 31) / 32 * 32;
             int16_t* levels = reinterpret_cast<int16_t*>(memory_of_thread(0).ensure(count * wide * 2));
             for (size_t i = 0; i < count; ++i)
-                right->kernels->rows.look_up(codes + i * stride, right->k, table->data(), levels + i * wide);
+                right->kernels->rows.look_up(codes + i * stride, right->k, bits, table->data(), levels + i * wide);
             left.codes = nullptr;
             left.levels = levels;
             left.stride = wide;
