@@ -35,6 +35,9 @@ def isas() -> list[str]:
 def choose_isa(name: str) -> None:
     """Use another one from now on; weights that were packed before keep theirs."""
 
+def return_memory() -> None:
+    """Give the system back what was freed, where the C library can (a program's tensors, once a plan is built)."""
+
 def multiply_add_peak(kind: str) -> float:
     """Billions of multiply-adds a second, one thread, of "bytes", "words" or "floats" in registers; 0: not measured."""
 

@@ -33,7 +33,10 @@ class Engine:
         self.threads = checked_threads(threads)
         self.input_shape = program.input_shape
         self.facts = program.facts
-        self._plan, self._result = build(program, kernels())
+        native = kernels()
+        self._plan, self._result = build(program, native)
+        del program
+        native.return_memory()
 
     def __call__(self, images: Images) -> Images:
         """Logits `[B, classes]`, float32, of preprocessed images `[B, C, H, W]`.

@@ -1,4 +1,8 @@
 // The Python module.
+#if defined(__linux__)
+#include <malloc.h>
+#endif
+
 #include <chrono>
 #include <string>
 
@@ -39,6 +43,11 @@ PYBIND11_MODULE(_native, m) {
         return names;
     });
     m.def("choose_isa", [](const std::string& name) { choose_kernels(isa_of(name)); }, pybind11::arg("name"));
+    m.def("return_memory", [] {
+#if defined(__GLIBC__)
+        malloc_trim(0);
+#endif
+    });
     m.def("multiply_add_peak", peak, pybind11::arg("kind"));
     bind_products(m);
     bind_rows(m);
