@@ -17,6 +17,7 @@ from halfbyte.artifact_files import TENSORS
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
 from halfbyte.distributed import World, world
+from halfbyte.engines import TORCH, check_engine, start_engine
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
 from halfbyte.facts import describe_sites, operations
@@ -121,19 +122,22 @@ def evaluate_model(
     limit_images: int | None = None,
     workers: int = 2,
     device: str = "auto",
+    engine: str = TORCH,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of an artifact or of a float model, in the form of `metrics.json`.
 
     For an artifact, options that are not given come from it; with `weights` the agreement with the float model is
-    measured too. Under torchrun the images are shared out among the processes and the result is the same.
+    measured too, and `engine` says what runs it: torch, or one of `engines.ENGINES`. Under torchrun the images are
+    shared out among the processes and the result is the same.
     """
     with world() as processes:
         progress = (progress or Progress()) if processes.leads else Progress(quiet=True)
         with processes.agreed():
             check_at_least(0, workers=workers)
             check_at_least(1, batch_size=batch_size, limit=limit_images)
-            chosen = pick_device(device)
+            check_engine(engine, target, device)
+            chosen = pick_device(device if engine == TORCH else "cpu")
             artifact = _artifact(target)
             if artifact is None:
                 loaded = load_model(target, weights, crop_pct=crop_pct, interpolation=interpolation)
@@ -149,14 +153,15 @@ def evaluate_model(
             images = validation_images(val, source, config, model, limit_images, workers, progress)
             if images is None:
                 raise HalfbyteError(f"{source['architecture']} comes without images; give --val DIR")
+            run = model.to(chosen) if engine == TORCH else start_engine(engine, Path(target))
         loop = Loop(batch_size or 32, workers, chosen, processes, progress)
         reference = None if teacher is None else evaluate(teacher.to(chosen), images, loop, label="float model")[1]
         start = time.perf_counter()
-        found, _ = evaluate(model.to(chosen), images, loop, reference)
+        found, _ = evaluate(run, images, loop, reference)
         seconds = round(time.perf_counter() - start, 3)
     key = "float" if artifact is None else "quantized"
     return {
-        "schema": 1, "model": source["architecture"], "weights": weights_facts(source), "engine": "torch",
+        "schema": 1, "model": source["architecture"], "weights": weights_facts(source), "engine": engine,
         "images": {"evaluation": len(images), "skipped": len(images.skipped)},
         key: accuracy(found), "seconds": {"evaluate": seconds},
     }  # fmt: skip

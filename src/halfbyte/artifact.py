@@ -1,7 +1,8 @@
 """The quantized model on disk: packed integer codes, everything needed to rebuild the model, and nothing else.
 
 A folder with `model.safetensors` (packed codes, quantizer parameters, float leftovers), `config.json` (timm's
-conventions) and `quantization.json` (format, edits, the quantizer of every operand, where the weights came from).
+conventions), `quantization.json` (format, edits, the quantizer of every operand, where the weights came from) and
+`program.bin` (the integer program, without the tensors that it shares; absent where the model has none).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from halfbyte.artifact_files import (
     CONFIG,
     FORMAT,
+    PROGRAM,
     QUANTIZATION,
     TENSORS,
     VERSION,
@@ -36,6 +38,7 @@ from halfbyte.layers.branch import Branch
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.models.load import checked_preprocessing, create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, settle, site_module
+from halfbyte.program.saved import lowered
 from halfbyte.quantizers.groupwise import GroupwiseQuantizer
 from halfbyte.quantizers.kinds import build_quantizer
 from halfbyte.quantizers.packing import pack, packed_size, unpack
@@ -77,7 +80,7 @@ def round_leftovers(model: nn.Module) -> None:
 
 
 def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[str, Any]) -> int:
-    """Write the three files into the existing `folder`, each beside its place and then renamed; returns the bytes of
+    """Write the files into the existing `folder`, each beside its place and then renamed; returns the bytes of
     `model.safetensors`.
 
     `facts` needs "source" (architecture, tag, ...), "edits" and "preprocessing"; whatever else it holds is kept.
@@ -94,8 +97,12 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     quantization = {**facts, "format": FORMAT, "version": VERSION, "sites": merged,
                     "tensors_sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
     config = _timm_config(model, facts)
+    quantization["program"], program = lowered(model, layout, facts, blob)
     quantization["facts_sha256"] = facts_sha256(quantization, config)
-    write_files(folder, {TENSORS: blob, CONFIG: json_bytes(config), QUANTIZATION: json_bytes(quantization)})
+    files = {TENSORS: blob, CONFIG: json_bytes(config), QUANTIZATION: json_bytes(quantization)}
+    write_files(folder, files if program is None else {**files, PROGRAM: program})
+    if program is None:
+        (folder / PROGRAM).unlink(missing_ok=True)
     return len(blob)
 
 

@@ -1,4 +1,7 @@
-"""The three files of an artifact: their names, their form, their checksums; written whole or not at all."""
+"""The files of an artifact: their names, their form, their checksums; written whole or not at all.
+
+Reading them as NumPy arrays needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,23 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from torch import Tensor
+from safetensors.numpy import load as load_arrays
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.form import misfit, nullable, number, optional, whole
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT, VERSION = "halfbyte", 1
 TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
-FILES = (TENSORS, CONFIG, QUANTIZATION)
+# The integer program; an artifact that could not be lowered has none.
+PROGRAM = "program.bin"
 
 _FACTS = {
     "source": {"name": str, "architecture": str, "tag": nullable(str), "weights": nullable(str),
@@ -30,6 +38,7 @@ _FACTS = {
     "coverage": optional({"quantized_macs_percent": number,
                           "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
     "batch_size": optional(whole(1)), "tensors_sha256": str,
+    "program": optional({"sha256": optional(str), "refused": optional(str)}),
 }  # fmt: skip
 _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 MAX_JSON_BYTES = 2**26
@@ -83,17 +92,34 @@ def _read(path: Path, limit: int) -> bytes:
 
 def read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors by name; raises `HalfbyteError` where the file is damaged or not the one of that sha256."""
-    path = folder / TENSORS
+    from safetensors.torch import load
+
+    blob = read_checked(folder, TENSORS, sha256)
+    try:
+        return load(blob)
+    except (SafetensorError, ValueError) as error:
+        raise HalfbyteError(f"{folder / TENSORS} is damaged: {error}") from None
+
+
+def read_arrays(folder: Path, sha256: str) -> dict[str, npt.NDArray[np.generic]]:
+    """The same as NumPy arrays, without torch."""
+    blob = read_checked(folder, TENSORS, sha256)
+    try:
+        return load_arrays(blob)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise HalfbyteError(f"{folder / TENSORS} is damaged: {error}") from None
+
+
+def read_checked(folder: Path, name: str, sha256: str) -> bytes:
+    """A file's content; raises `HalfbyteError` where it cannot be read or is not the one of that sha256."""
+    path = folder / name
     try:
         blob = path.read_bytes()
     except OSError as error:
         raise HalfbyteError(f"cannot read {path}: {error.strerror}") from None
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise HalfbyteError(f"{path} is damaged or incomplete: its sha256 is not the one in {QUANTIZATION}")
-    try:
-        return load_tensors(blob)
-    except (SafetensorError, ValueError) as error:
-        raise HalfbyteError(f"{path} is damaged: {error}") from None
+    return blob
 
 
 def facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:

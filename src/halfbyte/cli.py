@@ -144,20 +144,18 @@ def evaluate(
     limit: Limit = None,
     workers: Workers = 2,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    engine: Annotated[str, typer.Option(help="What runs the model: torch or interpreter.")] = "torch",
     json_file: Json = None,
 ) -> None:
     """Measure the accuracy of an artifact or of a float model; under torchrun the images are shared out."""
     from halfbyte import api
     from halfbyte.distributed import leads
 
-    if engine != "torch":
-        raise HalfbyteError(f"--engine {engine!r} is not available; this version evaluates with torch")
     if leads():
         _writable(json_file)
     facts = api.evaluate_model(
         target, weights=weights, val=val, crop_pct=crop_pct, interpolation=interpolation, batch_size=batch_size,
-        limit_images=limit, workers=workers, device=device,
+        limit_images=limit, workers=workers, device=device, engine=engine,
     )  # fmt: skip
     if leads():
         print_evaluation(facts)

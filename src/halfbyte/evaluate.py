@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Loop:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: ImageSet,
     loop: Loop | None = None,
     reference: Tensor | None = None,

@@ -16,7 +16,7 @@ from PIL import Image
 from halfbyte import api
 from halfbyte.__main__ import main
 
-ARTIFACT = ("model.safetensors", "config.json", "quantization.json")
+ARTIFACT = ("model.safetensors", "config.json", "quantization.json", "program.bin")
 CONTENTS = {"recipe.yaml", "metrics.json", "report.html", "log.jsonl", *ARTIFACT}
 
 
