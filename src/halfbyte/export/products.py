@@ -56,7 +56,11 @@ def linear(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
     packed = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], graph.opset >= 21)
     scale, owner = tensors["scale"], op.output
     exact = _shares(scale, grid.scale)
-    if grid.zero is not None and fits(packed.zero) and exact is not None:
+    if grid.zero is not None and fits(packed.zero) and len(graph.shapes[op.output]) == 2:
+        plain = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], False)
+        sums = _integer_rows(graph, op, plain, grid)
+        product, steps = graph.inner("Cast", [sums], owner, to=TensorProto.FLOAT), [("Mul", scale)]
+    elif grid.zero is not None and fits(packed.zero) and exact is not None:
         x = dequantized(graph, op.inputs[0], grid, owner)
         w = _weight(graph, Packed(packed.codes.T, packed.zero, packed.dtype), exact, 1, owner)
         product, steps = graph.inner("MatMul", [x, w], owner), []
@@ -67,6 +71,15 @@ def linear(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
     if "bias" in tensors:
         steps.append(("Add", tensors["bias"]))
     finish(graph, op, product, steps)
+
+
+def _integer_rows(graph: Graph, op: Op, packed: Packed, grid: Grid) -> str:
+    """The int32 sums of `[B, I]`. Runtimes make one float Gemm of a MatMul of matrices and the addition behind it,
+    before they look for integers; this they leave alone."""
+    owner = op.output
+    zeros = graph.scalar(grid.zero or 0, owner, np.uint8), graph.constant(packed.zero.astype(np.int8), owner)
+    operands = as_bytes(graph, op.inputs[0], grid, owner), graph.constant(packed.codes.T, owner)
+    return graph.inner("MatMulInteger", [*operands, *zeros], owner)
 
 
 def matmul(graph: Graph, op: Op, left: Grid, right: Grid) -> None:
@@ -85,7 +98,7 @@ def matmul(graph: Graph, op: Op, left: Grid, right: Grid) -> None:
 
 
 def conv(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
-    packed = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], False)
+    packed = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], graph.opset >= 21)
     owner, scale, window = op.output, tensors["scale"], _window(op)
     exact = _shares(scale, grid.scale)
     bias = [("Add", tensors["bias"])] if "bias" in tensors else []
@@ -93,14 +106,13 @@ def conv(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
         x = whole_numbers(graph, op.inputs[0], grid, op.attributes["input"], owner)
         product = graph.inner("Conv", [x, graph.constant(_numbers(tensors), owner)], owner, **window)
         finish(graph, op, product, [("Mul", scale), *bias], axis=1)
-    elif exact is None or graph.integer_convolutions:
-        sums = _integer_conv(graph, op, packed, grid)
+    elif exact is None or not fits(packed.zero) or graph.integer_convolutions:
+        plain = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], False)
+        sums = _integer_conv(graph, op, plain, grid)
         product = graph.inner("Cast", [sums], owner, to=TensorProto.FLOAT)
         finish(graph, op, product, [("Mul", scale), *bias], axis=1)
     else:
         x = dequantized(graph, op.inputs[0], grid, owner)
-        if not fits(packed.zero):
-            packed = Packed(_numbers(tensors), packed.zero, None)
         w = _weight(graph, packed, exact, 0, owner)
         graph.node("Conv", [x, w, *(graph.constant(b, owner) for _, b in bias)], graph.name(op.output), **window)
 
@@ -112,12 +124,11 @@ def _integer_conv(graph: Graph, op: Op, packed: Packed, grid: Grid) -> str:
     groups = op.attributes["groups"]
     common = int(packed.zero[0]) if (packed.zero == packed.zero[0]).all() else None
     inside = common is not None and -_INT8 <= common < _INT8
-    place = graph.scalar(grid.zero or 0, owner, np.uint8)
+    source, place = as_bytes(graph, op.inputs[0], grid, owner), graph.scalar(grid.zero or 0, owner, np.uint8)
     if inside:
-        inputs = [graph.name(op.inputs[0]), graph.constant(codes, owner), place, graph.scalar(common or 0, owner, np.int8)]
+        inputs = [source, graph.constant(codes, owner), place, graph.scalar(common or 0, owner, np.int8)]
         return graph.inner("ConvInteger", inputs, owner, **window)
     nothing = graph.scalar(0, owner, np.int8)
-    source = graph.name(op.inputs[0])
     sums = graph.inner("ConvInteger", [source, graph.constant(codes, owner), place, nothing], owner, **window)
     ones = graph.constant(np.ones((groups, *codes.shape[1:]), np.int8), owner)
     total = graph.inner("ConvInteger", [source, ones, place, nothing], owner, **window)
@@ -151,6 +162,11 @@ def dequantized(graph: Graph, name: str, grid: Grid, owner: str) -> str:
     return graph.inner("DequantizeLinear", [graph.name(name), graph.scalar(grid.scale, owner), place], owner)
 
 
+def as_bytes(graph: Graph, name: str, grid: Grid, owner: str) -> str:
+    """Codes as uint8."""
+    return graph.inner("Cast", [graph.name(name)], owner, to=TensorProto.UINT8) if grid.small else graph.name(name)
+
+
 def whole_numbers(graph: Graph, name: str, grid: Grid, operand: Mapping[str, Any], owner: str) -> str:
     """Codes as whole numbers in float32."""
     if "levels" in operand:
@@ -167,9 +183,6 @@ def whole_numbers(graph: Graph, name: str, grid: Grid, operand: Mapping[str, Any
 
 
 def _weight(graph: Graph, packed: Packed, scale: Array, axis: int, owner: str) -> str:
-    if packed.codes.dtype == np.float32:
-        shaped = scale.reshape(-1, *[1] * (packed.codes.ndim - 1))
-        return graph.constant(packed.codes * shaped, owner)
     codes = graph.constant(packed.codes, owner, packed.dtype)
     place = graph.constant(packed.zero.astype(np.int8), owner, packed.dtype)
     return graph.inner("DequantizeLinear", [codes, graph.constant(scale, owner), place], owner, axis=axis)
