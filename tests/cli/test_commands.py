@@ -36,6 +36,12 @@ def test_a_model_is_quantized_inspected_and_evaluated(
     assert evaluated["engine"] == "torch"
     assert "50" in capsys.readouterr().out
 
+    run(monkeypatch, "eval", out, "--limit", "50", "--engine", "interpreter", "--json", str(facts))
+    interpreted = json.loads(facts.read_text())
+    assert interpreted["engine"] == "interpreter"
+    assert interpreted["quantized"] == pytest.approx(evaluated["quantized"])
+    capsys.readouterr()
+
     run(monkeypatch, "inspect", out, "--json", str(facts))
     printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads(facts.read_text())["sites"]}

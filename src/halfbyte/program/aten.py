@@ -14,6 +14,7 @@ from halfbyte.program.trace import Recorder, TensorRule, as_array
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
 _FLOATS = (torch.float32, torch.float64)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _get(args: Args, kwargs: Kwargs, position: int, name: str, default: Any = None) -> Any:
@@ -104,7 +105,8 @@ def _pad(recorder: Recorder, args: Args, kwargs: Kwargs, output: Any) -> None:
         pads[-1 - place] = [before, after]
     if min(min(pair) for pair in pads) < 0:
         raise recorder.refuse("crops by padding with negative numbers")
-    value = float(np.float32(_get(args, kwargs, 2, "value", 0.0)))
+    # In front of a max pool some pad with -inf: the lowest number never wins either.
+    value = max(float(np.float32(_get(args, kwargs, 2, "value", 0.0))), -_LARGEST)
     recorder.emit("pad", [args[0]], output, {"pads": pads, "value": value})
 
 
@@ -164,8 +166,7 @@ def _relu(recorder: Recorder, args: Args, kwargs: Kwargs, output: Any) -> None:
 
 def _clip(recorder: Recorder, args: Args, kwargs: Kwargs, output: Any) -> None:
     low, high = _get(args, kwargs, 1, "min", None), _get(args, kwargs, 2, "max", None)
-    largest = float(np.finfo(np.float32).max)
-    limits = {"low": -largest if low is None else low, "high": largest if high is None else high}
+    limits = {"low": -_LARGEST if low is None else low, "high": _LARGEST if high is None else high}
     recorder.emit("clip", [args[0]], output, {name: float(np.float32(value)) for name, value in limits.items()})
 
 
@@ -186,7 +187,7 @@ def _compute(
 ) -> None:
     """An operation in float64; where the model does it in float32, it is only nearly the same."""
     if x.dtype == torch.float32 and recorder.is_traced(x):
-        recorder.approximate.append(f"{recorder.where}: {kind}")
+        recorder.approximate.append(f"{recorder.where or 'the model'}: {kind}")
     recorder.emit(kind, [x], output, attributes, tensors, computes=True)
 
 
@@ -194,7 +195,7 @@ def _gelu(recorder: Recorder, args: Args, kwargs: Kwargs, output: Any) -> None:
     if kwargs.get("approximate") == "tanh":
         _compute(recorder, "gelu_tanh", args[0], output)
     else:  # torch's own formula is another one
-        recorder.approximate.append(f"{recorder.where}: gelu")
+        recorder.approximate.append(f"{recorder.where or 'the model'}: gelu")
         recorder.emit("gelu", [args[0]], output, computes=True)
 
 

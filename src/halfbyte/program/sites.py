@@ -73,7 +73,8 @@ def _quantize(recorder: Recorder, x: Tensor, quantizer: Quantizer, name: str) ->
         return codes, {"levels": [int(level) for level in quantizer.level_table()]}
     if isinstance(quantizer, GroupwiseQuantizer) and quantizer.groups > 1:
         raise recorder.refuse(
-            "has a step for each group of channels, which is a simulation", "regroup it into one (--set merge=true)"
+            "has a step for each group of channels, which is a simulation",
+            "fold the groups: fold=true of the step that makes them",
         )
     zero, last = _zero_and_last(recorder, quantizer)
     scale = quantizer.factor

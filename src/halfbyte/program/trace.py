@@ -6,15 +6,16 @@ leave no trace, and in between at most one operation may compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.ops import Array
@@ -64,10 +65,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.approximate: list[str] = []
         self.path: list[str] = [""]
         self._named = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-        self._seen: dict[int, _Seen] = {}
-        # What was seen stays alive, so that no identity is used twice.
-        self._alive: list[Tensor] = []
-        self._sharing: dict[int, list[int]] = {}
+        # By identity, and forgotten with the tensor: a recording takes no more memory than a forward pass.
+        self._seen = cast("MutableMapping[Tensor, _Seen]", WeakTensorKeyDictionary())
         self._constant: set[int] = set()
         self._count = 0
         self._pauses = 0
@@ -149,7 +148,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The value's number; a tensor that was never seen is a constant."""
         if isinstance(ref, int):
             return ref
-        seen = self._seen.get(id(ref))
+        seen = self._seen.get(ref)
         if seen is None:
             self._bind(ref, value := self._next(), "wide" if ref.dtype == torch.float64 else "")
             self._constant.add(value)
@@ -161,7 +160,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def is_traced(self, value: Any) -> bool:
         """Whether a tensor depends on the images, or on how many there are."""
-        seen = self._seen.get(id(value)) if isinstance(value, Tensor) else None
+        seen = self._seen.get(value) if isinstance(value, Tensor) else None
         return seen is not None and seen.value not in self._constant
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -172,12 +171,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(function).split(".")[1]
         in_place = name.endswith("_") and not name.startswith("_")
         rule = self.tensor_rules.get(name.removesuffix("_") if in_place else name)
-        if rule is not None and any(id(tensor) in self._seen or id(tensor) in self._named for tensor in _tensors(args)):
+        if rule is not None and any(tensor in self._seen or id(tensor) in self._named for tensor in _tensors(args)):
             if in_place and not self.is_traced(args[0]):
                 raise self.refuse(f"changes a constant in place ({name})")
             rule(self, args, kwargs, output)
             if in_place:
-                self._seen[id(args[0])] = self._seen[id(output)]
+                self._seen[args[0]] = self._seen[output]
                 self._overwritten(args[0])
         elif any(self.is_traced(tensor) for tensor in _tensors(args)):
             raise self.refuse(f"runs {name} in float, which is no operation of a program", self._remedy())
@@ -196,19 +195,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._count - 1
 
     def _stage(self, ref: Ref) -> str:
-        seen = self._seen.get(id(ref)) if isinstance(ref, Tensor) else None
+        seen = self._seen.get(ref) if isinstance(ref, Tensor) else None
         return "" if seen is None else seen.stage
 
     def _bind(self, tensor: Tensor, value: int, stage: str = "") -> None:
-        self._alive.append(tensor)
-        self._seen[id(tensor)] = _Seen(value, stage)
-        if tensor.numel():
-            self._sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(id(tensor))
+        self._seen[tensor] = _Seen(value, stage)
 
     def _overwritten(self, tensor: Tensor) -> None:
-        for other in self._sharing.get(tensor.untyped_storage().data_ptr(), []):
-            if self._seen[other].value != self._seen[id(tensor)].value:
-                self._seen[other].stage = "stale"
+        storage, own = tensor.untyped_storage().data_ptr(), self._seen[tensor].value
+        for other, seen in self._seen.items():
+            if seen.value != own and other.numel() and other.untyped_storage().data_ptr() == storage:
+                seen.stage = "stale"
 
     def _wrapped(self, module: nn.Module, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         rule = next((self.module_rules[kind] for kind in type(module).__mro__ if kind in self.module_rules), None)
