@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ class Grid:
     zero: int | None = None
     shift: tuple[int, ...] = (0,)
     small: bool = False
+
+    def unscaled(self) -> Grid:
+        """The same codes, taken for whole numbers."""
+        return replace(self, scale=1.0)
 
 
 def quantize(graph: Graph, op: Op) -> Grid:

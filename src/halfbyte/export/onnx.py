@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import onnx
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.export import codes, floats, places, products
 from halfbyte.export.graph import Graph, Sizes
 from halfbyte.program.check import check, value_shapes
-from halfbyte.program.ops import Array, Op, Program
+from halfbyte.program.ops import INPUT, Array, Op, Program
 
 _Writer = Callable[[Graph, Op, dict[str, Array]], None]
+LARGEST_FILE = 2**31
+SAFE_BITS = 7
 _WRITERS: dict[str, _Writer] = {**floats.WRITERS, **places.WRITERS}
 # Operations that leave codes as they are.
 _PLACES = frozenset(places.WRITERS) - {"constant", "pad"}
@@ -37,7 +40,16 @@ class OnnxForm:
     convolutions: str = "qdq"
 
 
-def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any] | None = None) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Written:
+    """A model, and where the program's values are in it: their ONNX names, and how codes lie."""
+
+    model: onnx.ModelProto
+    names: dict[str, str]
+    grids: dict[str, codes.Grid]
+
+
+def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any] | None = None) -> Written:
     """The ONNX model of a program: `input` float32 `[batch, C, H, W]`, preprocessed, to `logits` `[batch, classes]`.
 
     `facts` become its metadata, each a string or JSON. The same program and facts give the same bytes. Raises
@@ -54,8 +66,22 @@ def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any
     version = metadata.version("halfbyte")
     said = {**program.facts, **(facts or {}), "halfbyte": version, "onnx_form": vars(form)}
     model = graph.model({key: _text(value) for key, value in said.items()}, version)
+    if model.ByteSize() >= LARGEST_FILE:
+        raise HalfbyteError("ONNX files hold less than 2 GB; this model is larger")
     onnx.checker.check_model(model)
-    return model
+    names = {name: graph.name(name) for name in (INPUT, *(op.output for op in program.ops))}
+    return Written(model, names, grids)
+
+
+def unsafe_sites(program: Program) -> list[str]:
+    """Sites whose weights of 8 bits may overflow 16-bit sums on processors that lack VNNI."""
+    wide = [op for op in program.ops if op.kind in ("linear", "conv") and op.attributes["bits"] > SAFE_BITS]
+    return [op.output for op in wide if np.abs(_centred(program, op)).max() > products.SAFE_WEIGHT]
+
+
+def _centred(program: Program, op: Op) -> Array:
+    weight, zero = (program.tensors[op.tensors[role]] for role in ("weight", "zero"))
+    return products.pack(weight, zero, op.attributes["bits"], False).codes.astype(np.int64)
 
 
 def _write(graph: Graph, op: Op, tensors: dict[str, Array], grids: dict[str, codes.Grid], form: OnnxForm) -> None:

@@ -54,32 +54,22 @@ def fits(zero: Array) -> bool:
 
 def linear(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
     packed = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], graph.opset >= 21)
-    scale, owner = tensors["scale"], op.output
+    scale, owner, steps = tensors["scale"], op.output, list[tuple[str, Array]]()
     exact = _shares(scale, grid.scale)
-    if grid.zero is not None and fits(packed.zero) and len(graph.shapes[op.output]) == 2:
-        plain = pack(tensors["weight"], tensors["zero"], op.attributes["bits"], False)
-        sums = _integer_rows(graph, op, plain, grid)
-        product, steps = graph.inner("Cast", [sums], owner, to=TensorProto.FLOAT), [("Mul", scale)]
-    elif grid.zero is not None and fits(packed.zero) and exact is not None:
+    if grid.zero is not None and fits(packed.zero):
+        # Runtimes make one float Gemm of a MatMul of matrices and the addition behind it before they look for integers;
+        # with the scale between the two they do not.
+        if exact is None or len(graph.shapes[op.output]) == 2:
+            grid, exact, steps = grid.unscaled(), np.ones_like(scale), [("Mul", scale)]
         x = dequantized(graph, op.inputs[0], grid, owner)
         w = _weight(graph, Packed(packed.codes.T, packed.zero, packed.dtype), exact, 1, owner)
-        product, steps = graph.inner("MatMul", [x, w], owner), []
     else:
         x = whole_numbers(graph, op.inputs[0], grid, op.attributes["input"], owner)
-        w = graph.constant(_numbers(tensors).T, owner)
-        product, steps = graph.inner("MatMul", [x, w], owner), [("Mul", scale)]
+        w, steps = graph.constant(_numbers(tensors).T, owner), [("Mul", scale)]
+    product = graph.inner("MatMul", [x, w], owner)
     if "bias" in tensors:
         steps.append(("Add", tensors["bias"]))
     finish(graph, op, product, steps)
-
-
-def _integer_rows(graph: Graph, op: Op, packed: Packed, grid: Grid) -> str:
-    """The int32 sums of `[B, I]`. Runtimes make one float Gemm of a MatMul of matrices and the addition behind it,
-    before they look for integers; this they leave alone."""
-    owner = op.output
-    zeros = graph.scalar(grid.zero or 0, owner, np.uint8), graph.constant(packed.zero.astype(np.int8), owner)
-    operands = as_bytes(graph, op.inputs[0], grid, owner), graph.constant(packed.codes.T, owner)
-    return graph.inner("MatMulInteger", [*operands, *zeros], owner)
 
 
 def matmul(graph: Graph, op: Op, left: Grid, right: Grid) -> None:
@@ -88,7 +78,7 @@ def matmul(graph: Graph, op: Op, left: Grid, right: Grid) -> None:
     steps = [] if scale.size == 1 and np.float32(left.scale) * np.float32(right.scale) == scale[0] else [("Mul", scale)]
     if left.zero is not None and right.zero is not None:
         if steps:
-            sources = [(name, Grid(1.0, grid.zero, small=grid.small)) for name, grid in sources]
+            sources = [(name, grid.unscaled()) for name, grid in sources]
         values = [dequantized(graph, name, grid, owner) for name, grid in sources]
     else:
         pairs = zip(sources, operands, strict=True)
@@ -154,11 +144,8 @@ def finish(graph: Graph, op: Op, value: str, steps: list[tuple[str, Array]], axi
 
 def dequantized(graph: Graph, name: str, grid: Grid, owner: str) -> str:
     """Codes as the values that they stand for."""
-    place = (
-        graph.constant(np.array(grid.zero, np.int8), owner, TensorProto.UINT4)
-        if grid.small
-        else graph.scalar(grid.zero or 0, owner, np.uint8)
-    )
+    dtype, kind = (np.int8, TensorProto.UINT4) if grid.small else (np.uint8, None)
+    place = graph.constant(np.array(grid.zero, dtype), owner, kind)
     return graph.inner("DequantizeLinear", [graph.name(name), graph.scalar(grid.scale, owner), place], owner)
 
 
@@ -170,12 +157,11 @@ def as_bytes(graph: Graph, name: str, grid: Grid, owner: str) -> str:
 def whole_numbers(graph: Graph, name: str, grid: Grid, operand: Mapping[str, Any], owner: str) -> str:
     """Codes as whole numbers in float32."""
     if "levels" in operand:
-        table = np.zeros(max(256, len(operand["levels"])), np.float32)[: len(operand["levels"])]
-        table[:] = operand["levels"]
+        table = graph.constant(np.array(operand["levels"], np.float32), owner)
         index = graph.inner("Cast", [graph.name(name)], owner, to=TensorProto.INT32)
-        return graph.inner("Gather", [graph.constant(table, owner), index], owner, axis=0)
+        return graph.inner("Gather", [table, index], owner, axis=0)
     if grid.zero is not None:
-        return dequantized(graph, name, Grid(1.0, grid.zero, small=grid.small), owner)
+        return dequantized(graph, name, grid.unscaled(), owner)
     zero = np.array(operand["zero"], np.float32)
     shaped = zero.reshape(()) if zero.size == 1 else along(zero, 1, len(graph.shapes[name]))
     value = graph.inner("Cast", [graph.name(name)], owner, to=TensorProto.FLOAT)
