@@ -55,7 +55,7 @@ def _per_tensor(graph: Graph, x: str, name: str, attributes: Mapping[str, Any]) 
     if graph.opset >= 21 and last < _SMALL_CODES and zero < _SMALL_CODES:
         if last < _SMALL_CODES - 1:
             # No runtime clips 4-bit codes, so the value is clipped: (last - zero) * scale rounds to the code `last`.
-            high = np.float32(last - zero) * np.float32(scale)
+            high = float(np.float32(last - zero) * np.float32(scale))
             x = graph.inner("Min", [x, graph.scalar(high, name)], name)
         place = graph.constant(np.array(zero, np.int8), name, TensorProto.UINT4)
         graph.node("QuantizeLinear", [x, factor, place], name)

@@ -14,9 +14,9 @@ from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.program.ops import Array
 from halfbyte.program.saved import load_program
 
-# What each form needs: packages, which of our extras has them, and the ending of its file.
-_NEEDS = {"onnx": (("onnx",), "onnx", ".onnx"), "openvino": (("onnx", "openvino"), "onnx,openvino", ".xml"),
-          "torchao": ((), "", ".safetensors")}  # fmt: skip
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torchao": ".safetensors"}
+# Packages that writing needs, and which of our extras has each.
+_NEEDS = {"onnx": {"onnx": "onnx"}, "openvino": {"onnx": "onnx", "openvino": "openvino"}, "torchao": {}}
 _SHOWN = 3
 
 
@@ -50,11 +50,10 @@ def check_options(options: ExportOptions) -> None:
     """Raise `HalfbyteError` for what cannot be written there, before anything is computed."""
     if options.to not in _NEEDS:
         raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
-    packages, extra, ending = _NEEDS[options.to]
-    for package in packages:
+    for package, extra in _NEEDS[options.to].items():
         if importlib.util.find_spec(package) is None:
             raise HalfbyteError(f"--to {options.to} needs {package}; pip install 'halfbyte[{extra}]'")
-    out = options.out
+    out, ending = options.out, ENDINGS[options.to]
     if out.suffix != ending:
         raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")
     if out.is_dir() or not out.absolute().parent.is_dir():

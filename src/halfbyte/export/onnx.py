@@ -30,9 +30,9 @@ class OnnxForm:
     """How a model is written.
 
     `opset` 17 to 21; from 21 on codes and weights of at most 4 bits are INT4 and UINT4, before they lie in 8 bits.
-    `gelu` "exact": the program's own formula in some twenty nodes; "erf": one kernel in most runtimes, up to 1.1e-6 away.
-    `convolutions` "qdq": a Conv of dequantized operands; "integer": ConvInteger, whose sums are exact in every runtime,
-    and which ONNX Runtime computes at a third of the speed of float.
+    `gelu` "exact": the program's own formula in some twenty nodes; "erf": one kernel in most runtimes, up to 1.1e-6
+    away. `convolutions` "qdq": a Conv of dequantized operands; "integer": ConvInteger, whose sums are exact in
+    every runtime, and which ONNX Runtime computes at a third of the speed of float.
     """
 
     opset: int = 17

@@ -10,7 +10,7 @@ import openvino
 
 
 def to_openvino(model: onnx.ModelProto) -> dict[str, bytes]:
-    """The two files of the intermediate representation by their ending: `.xml`, the graph, and `.bin`, its constants."""
+    """The two files of the intermediate representation by ending: `.xml`, the graph, and `.bin`, its constants."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "model.xml"
         source.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,8 +1,8 @@
 """Products of codes as ONNX nodes.
 
 Where a container holds the codes and one zero point, the form is the ecosystem's: DequantizeLinear before MatMul and
-Conv, which runtimes replace by integer kernels. Where it does not, codes become whole numbers in float32, whose sums are
-exact below 2**24, and the scale follows the product, as in the program.
+Conv, which runtimes replace by integer kernels. Where it does not, codes become whole numbers in float32, whose sums
+are exact below 2**24, and the scale follows the product, as in the program.
 """
 
 from __future__ import annotations
@@ -74,16 +74,14 @@ def linear(graph: Graph, op: Op, tensors: dict[str, Array], grid: Grid) -> None:
 
 def matmul(graph: Graph, op: Op, left: Grid, right: Grid) -> None:
     owner, scale = op.output, np.array(op.attributes["scale"], np.float32)
-    sources, operands = list(zip(op.inputs, (left, right), strict=True)), (op.attributes["left"], op.attributes["right"])
-    steps = [] if scale.size == 1 and np.float32(left.scale) * np.float32(right.scale) == scale[0] else [("Mul", scale)]
-    if left.zero is not None and right.zero is not None:
-        if steps:
-            sources = [(name, grid.unscaled()) for name, grid in sources]
-        values = [dequantized(graph, name, grid, owner) for name, grid in sources]
+    sides = [(op.inputs[0], left, op.attributes["left"]), (op.inputs[1], right, op.attributes["right"])]
+    steps = [("Mul", scale)]
+    if left.zero is None or right.zero is None:
+        values = [whole_numbers(graph, name, grid, operand, owner) for name, grid, operand in sides]
+    elif scale.size == 1 and np.float32(left.scale) * np.float32(right.scale) == scale[0]:
+        values, steps = [dequantized(graph, name, grid, owner) for name, grid, _ in sides], []
     else:
-        pairs = zip(sources, operands, strict=True)
-        values = [whole_numbers(graph, name, grid, operand, owner) for (name, grid), operand in pairs]
-        steps = [("Mul", scale)]
+        values = [dequantized(graph, name, grid.unscaled(), owner) for name, grid, _ in sides]
     finish(graph, op, graph.inner("MatMul", values, owner), steps, axis=1)
 
 

@@ -88,7 +88,8 @@ def place_openvino(content: bytes) -> Placement:
 
 
 def _word(facts: Any, key: str) -> str:
-    value = facts[key] if key in facts else ""
+    """A fact of a node, empty where it has none; OpenVINO's map of them lacks `get`."""
+    value = facts[key] if key in facts else ""  # noqa: SIM401
     return str(getattr(value, "value", value))
 
 

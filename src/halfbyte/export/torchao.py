@@ -44,7 +44,9 @@ def to_torchao(program: Program, facts: dict[str, Any]) -> bytes:
         if "bias" in parts:
             tensors[f"{op.output}.bias"] = parts["bias"]
     if not tensors:
-        raise HalfbyteError("torchao's static int8 config is for linear layers with evenly spaced inputs; there are none")
+        raise HalfbyteError(
+            "torchao's static int8 config needs linear layers with evenly spaced inputs; there are none"
+        )
     config = {
         "config": "Int8StaticActivationInt8WeightConfig", "granularity": ["PerTensor", "PerRow"],
         "act_mapping_type": "ASYMMETRIC", "left_out": left_out, **facts,

@@ -19,7 +19,7 @@ _PROBED = 2
 def verify(written: Written, program: Program, images: Array) -> list[dict[str, Any]]:
     """What every installed runtime makes of the model: one entry each, of plain values.
 
-    `images` `[B, C, H, W]` are preprocessed. "agreement" is the share of images, in percent, of the interpreter's class;
+    `images` `[B, C, H, W]` are preprocessed. "agreement" is the share of images, in percent, with the same class;
     "codes" of the codes that equal the interpreter's given the same inputs, "worst_codes" where most do not;
     "product_error" the largest difference of a product given the same codes, relative to its largest value;
     "integer" and "float" the products by how they are computed: kind of node -> names. Raises `HalfbyteError` where no
