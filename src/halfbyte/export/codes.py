@@ -45,8 +45,9 @@ def quantize(graph: Graph, op: Op) -> Grid:
     zero, last = attributes["zero"], attributes["last"]
     if len(attributes["scale"]) == len(zero) == 1 and 0 <= zero[0] <= LARGEST_CODE:
         return _per_tensor(graph, x, name, attributes)
-    grid = _per_head(graph, op, x, max(zero)) if 0 <= max(zero) <= LARGEST_CODE - last + min(zero) else None
-    return grid or _spelled_out(graph, op, x)
+    common = max(0, *zero)
+    fits = max(common, common - min(zero) + last) <= LARGEST_CODE
+    return _shifted(graph, op, x, common) if fits else _spelled_out(graph, op, x)
 
 
 def _per_tensor(graph: Graph, x: str, name: str, attributes: Mapping[str, Any]) -> Grid:
@@ -70,8 +71,8 @@ def _per_tensor(graph: Graph, x: str, name: str, attributes: Mapping[str, Any]) 
     return Grid(scale, zero)
 
 
-def _per_head(graph: Graph, op: Op, x: str, common: int) -> Grid:
-    """Steps and zero points of their own for each head: codes shifted so that all heads have one zero point.
+def _shifted(graph: Graph, op: Op, x: str, common: int) -> Grid:
+    """Codes shifted to one zero point: for heads with steps of their own, or where 0 lies below all codes.
 
     Runtimes multiply integers only where one zero point and one scale hold for a whole tensor.
     """
