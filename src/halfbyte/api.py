@@ -191,7 +191,8 @@ def export(
     """
     progress = progress or Progress()
     folder = Path(artifact)
-    place = out or folder / f"model{ENDINGS.get(to, '')}"
+    # Without a name of its own the scales would take that of the artifact's tensors.
+    place = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
     options = ExportOptions(to, place, verify, force, opset, gelu, convolutions)
     return export_artifact(folder, options, lambda: verification_images(folder, val, progress))
 

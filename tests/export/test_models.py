@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import pytest
-from tests.export.conftest import CASES, Case
+from tests.export.conftest import CASES, FORMS, Case
 
 from halfbyte.export.onnx import to_onnx
 from halfbyte.export.probe import probe
 from halfbyte.export.runtimes import RUNTIMES
 
 ENGINES = ("onnxruntime", "openvino")
-NAMES = [case.name for case in CASES]
+ALL = [
+    *(pytest.param(case, id=case.name) for case in CASES),
+    *(pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in FORMS),
+]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", ALL)
 def test_other_runtimes_see_the_same_classes(outside, interpreted, pictures, case, engine):
-    wanted, found = interpreted(case).argmax(1), outside[f"{engine} {case.name}"].argmax(1)
+    wanted, found = interpreted(case).argmax(1), outside(case)[f"{engine} {case.name}"].argmax(1)
     classes = pictures[1]
     assert (found == wanted).mean() >= (0.99 if case.bits == 8 else 0.85)
     assert abs((found == classes).mean() - (wanted == classes).mean()) <= 0.015
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", ALL)
 def test_any_number_of_images(outside, case, engine):
-    whole = outside[f"{engine} {case.name}"]
+    whole = outside(case)[f"{engine} {case.name}"]
     for count in (1, 3):
-        few = outside[f"{engine} {count} {case.name}"]
+        few = outside(case)[f"{engine} {count} {case.name}"]
         assert few.shape == (count, 10)
         assert (few.argmax(1) == whole[:count].argmax(1)).all()
 
 
 def test_openvinos_own_form(outside, interpreted):
     wanted = interpreted(Case("fashion_vit", "repq", 8)).argmax(1)
-    assert (outside["openvino converted"].argmax(1) == wanted).mean() >= 0.99
-    assert outside["openvino 3 converted"].shape == (3, 10)
+    assert (outside(None)["openvino converted"].argmax(1) == wanted).mean() >= 0.99
+    assert outside(None)["openvino 3 converted"].shape == (3, 10)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=ENGINES)
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", ALL)
 def test_each_operation_given_the_same_inputs(program, pictures, case, runtime):
     """Codes are the interpreter's: of ONNX Runtime all of them; OpenVINO multiplies where the definition divides, which
     moves values that lie between two codes to the bit."""
-    found = probe(to_onnx(program(case), case.form), program(case), pictures[0][:3], runtime.run)
-    assert found.codes > 20_000
+    found = probe(to_onnx(program(case), case.form), program(case), pictures[0][:2], runtime.run)
+    assert found.codes > 15_000
     assert found.different <= (0 if runtime.package == "onnxruntime" else found.codes * 1e-4), found
     assert found.product_error < 2e-6, found
 

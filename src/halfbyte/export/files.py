@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from halfbyte.artifact_files import read_facts, write_files
+from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, read_facts, write_files
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.program.ops import Array
 from halfbyte.program.saved import load_program
@@ -17,6 +17,7 @@ from halfbyte.program.saved import load_program
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torchao": ".safetensors"}
 # Packages that writing needs, and which of our extras has each.
 _NEEDS = {"onnx": {"onnx": "onnx"}, "openvino": {"onnx": "onnx", "openvino": "openvino"}, "torchao": {}}
+ARTIFACT = (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
 _SHOWN = 3
 
 
@@ -46,7 +47,7 @@ class Exported:
         return {"files": sizes, "warnings": self.warnings, "engines": self.engines}
 
 
-def check_options(options: ExportOptions) -> None:
+def check_options(folder: Path, options: ExportOptions) -> None:
     """Raise `HalfbyteError` for what cannot be written there, before anything is computed."""
     if options.to not in _NEEDS:
         raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
@@ -59,6 +60,8 @@ def check_options(options: ExportOptions) -> None:
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise HalfbyteError(f"--out {out}: give a file in a folder that exists")
     for path in _places(options):
+        if path.absolute() in {(folder / name).absolute() for name in ARTIFACT}:
+            raise HalfbyteError(f"--out {out} would replace a file of the artifact; choose another --out")
         if path.exists() and not options.force:
             raise HalfbyteError(f"--out {path} exists; replace it with --force, or choose another --out")
     if options.verify and options.to == "torchao":
@@ -71,7 +74,7 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
     `images` gives the preprocessed images `[B, C, H, W]` to verify with. Raises `HalfbyteError` for options that do not
     fit, an artifact without a program, an operation that the form lacks; nothing is written then.
     """
-    check_options(options)
+    check_options(folder, options)
     program = load_program(folder)
     facts = _facts(folder)
     if options.to == "torchao":
