@@ -41,8 +41,13 @@ def _relu(graph: Graph, op: Op, tensors: dict[str, Array]) -> None:
 
 
 def _clip(graph: Graph, op: Op, tensors: dict[str, Array]) -> None:
-    ends = [graph.scalar(op.attributes[end], op.output) for end in ("low", "high")]
-    graph.node("Clip", [_source(graph, op), *ends], graph.name(op.output))
+    low, high = (graph.scalar(op.attributes[end], op.output) for end in ("low", "high"))
+    if graph.opset < 21:
+        graph.node("Clip", [_source(graph, op), low, high], graph.name(op.output))
+        return
+    # ONNX Runtime 1.31 refuses a model with a Clip before a QuantizeLinear to 4 bits.
+    raised = graph.inner("Max", [_source(graph, op), low], op.output)
+    graph.node("Min", [raised, high], graph.name(op.output))
 
 
 def _gelu(graph: Graph, op: Op, tensors: dict[str, Array]) -> None:
