@@ -179,7 +179,7 @@ def export(
     val: Path | None = None,
     opset: int = 17,
     gelu: str = "exact",
-    convolutions: str = "qdq",
+    convolutions: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write an artifact for another runtime: `to` onnx, openvino or torchao (scales of linear layers), into file `out`.

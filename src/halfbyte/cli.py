@@ -199,7 +199,10 @@ def export(
     val: Annotated[Path | None, typer.Option(help="Images to verify with: one folder a class, or .npz.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21; at 21 few bits become INT4 and UINT4.")] = 17,
     gelu: Annotated[str, typer.Option(help="exact, or erf: faster in most runtimes, not to the bit.")] = "exact",
-    convolutions: Annotated[str, typer.Option(help="qdq, or integer: sums exact everywhere, slower.")] = "qdq",
+    convolutions: Annotated[
+        str | None,
+        typer.Option(help="qdq, or integer: sums exact everywhere, slower.", show_default="qdq, to OpenVINO integer"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     json_file: Json = None,
 ) -> None:

@@ -23,7 +23,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`to` is onnx, openvino or torchao. `opset`, `gelu` and `convolutions` are those of `OnnxForm`."""
+    """`to` is onnx, openvino or torchao. `opset`, `gelu` and `convolutions` are those of `OnnxForm`.
+
+    Without `convolutions` they are "qdq", for OpenVINO "integer": OpenVINO 2026.4 loses the scale of some dequantized
+    convolutions between a multiplication and a quantizer (EfficientNet-Lite's)."""
 
     to: str
     out: Path
@@ -31,7 +34,7 @@ class ExportOptions:
     force: bool = False
     opset: int = 17
     gelu: str = "exact"
-    convolutions: str = "qdq"
+    convolutions: str | None = None
 
 
 @dataclass
@@ -84,7 +87,8 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
         return _write(options, contents, Exported(_places(options)))
     from halfbyte.export.onnx import OnnxForm, to_onnx, unsafe_sites
 
-    written = to_onnx(program, OnnxForm(options.opset, options.gelu, options.convolutions), facts)
+    convolutions = options.convolutions or ("integer" if options.to == "openvino" else "qdq")
+    written = to_onnx(program, OnnxForm(options.opset, options.gelu, convolutions), facts)
     exported = Exported(_places(options))
     if unsafe := unsafe_sites(program):
         names = ", ".join(unsafe[:_SHOWN]) + (" ..." if len(unsafe) > _SHOWN else "")
