@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.errors import HalfbyteError
 
 if TYPE_CHECKING:
-    from halfbyte.api import Result, evaluate_model, inspect_model, load, quantize
+    from halfbyte.api import Result, evaluate_model, export, inspect_model, load, quantize
     from halfbyte.inputs import Options
 
-__all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "inspect_model", "load", "quantize"]
+__all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "export", "inspect_model", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from halfbyte.distributed import World, world
 from halfbyte.engines import TORCH, check_engine, start_engine
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
+from halfbyte.export.files import ENDINGS, Exported, ExportOptions, export_artifact
 from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
 from halfbyte.inputs import (
@@ -43,6 +44,7 @@ from halfbyte.run_folder import Found, RunFolder
 from halfbyte.session import Session
 from halfbyte.steps.catalog import resolve
 from halfbyte.tensorboard import ScalarLog, require_tensorboard
+from halfbyte.verification import verification_images
 
 
 @dataclass
@@ -165,6 +167,34 @@ def evaluate_model(
         "images": {"evaluation": len(images), "skipped": len(images.skipped)},
         key: accuracy(found), "seconds": {"evaluate": seconds},
     }  # fmt: skip
+
+
+def export(
+    artifact: str | Path,
+    to: str = "onnx",
+    out: Path | None = None,
+    *,
+    verify: bool = False,
+    force: bool = False,
+    val: Path | None = None,
+    opset: int = 17,
+    gelu: str = "exact",
+    convolutions: str | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write an artifact for another runtime: `to` onnx, openvino or torchao (scales of linear layers), into file `out`.
+
+    Without `out` the file lies in the artifact's folder. `verify` runs it in every installed runtime on images of
+    `val`, or embedded ones, and compares it with the interpreter. `opset`, `gelu` and `convolutions` are those of
+    `OnnxForm`. Raises `HalfbyteError` for an artifact without a program, what cannot be written, a file that exists
+    without `force`, a missing package; the message has the remedy, and nothing is written.
+    """
+    progress = progress or Progress()
+    folder = Path(artifact)
+    # Without a name of its own the scales would take that of the artifact's tensors.
+    place = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
+    options = ExportOptions(to, place, verify, force, opset, gelu, convolutions)
+    return export_artifact(folder, options, lambda: verification_images(folder, val, progress))
 
 
 def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:

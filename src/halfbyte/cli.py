@@ -11,7 +11,7 @@ from rich.table import Table
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
-from halfbyte.terminal import open_console, print_evaluation, print_run, print_sites
+from halfbyte.terminal import open_console, print_evaluation, print_export, print_run, print_sites
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -187,6 +187,34 @@ def labels(
     )
     size = f"{facts['bytes_per_image']:.0f} bytes an image"
     print(f"{facts['images']} images, {facts['crops']} crops each, the {facts['top']} best classes: {size}, in {out}")
+    _write_json(json_file, facts)
+
+
+@app.command()
+def export(
+    artifact: Annotated[Path, typer.Argument(help="The folder of an artifact.", show_default=False)],
+    to: Annotated[str, typer.Option(help="onnx, openvino or torchao (scales of linear layers).")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; without it, one in the artifact's folder.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Run it in the installed runtimes, and compare.")] = False,
+    val: Annotated[Path | None, typer.Option(help="Images to verify with: one folder a class, or .npz.")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21; at 21 few bits become INT4 and UINT4.")] = 17,
+    gelu: Annotated[str, typer.Option(help="exact, or erf: faster in most runtimes, not to the bit.")] = "exact",
+    convolutions: Annotated[
+        str | None,
+        typer.Option(help="qdq, or integer: sums exact everywhere, slower.", show_default="qdq, to OpenVINO integer"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Write an artifact for another runtime."""
+    from halfbyte import api
+
+    _writable(json_file)
+    exported = api.export(
+        artifact, to, out, verify=verify, force=force, val=val, opset=opset, gelu=gelu, convolutions=convolutions
+    )
+    facts = exported.as_dict()
+    print_export(facts)
     _write_json(json_file, facts)
 
 

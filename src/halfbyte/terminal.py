@@ -10,6 +10,9 @@ from rich.table import Table
 
 from halfbyte.report.wording import bit_widths
 
+# Of a list of nodes.
+_SHOWN = 4
+
 
 def open_console() -> Console:
     """A console for text of users."""
@@ -89,6 +92,40 @@ def _print_costs(facts: dict[str, Any], console: Console) -> None:
     for name, (stored, macs, bit_operations) in rows.items():
         table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
     console.print(table)
+
+
+def print_export(facts: dict[str, Any]) -> None:
+    """The files of an export, what to know of them, and what each runtime makes of them."""
+    console = open_console()
+    for path, size in facts["files"].items():
+        console.print(f"wrote {path}, {size / 1e6:.3f} MB", highlight=False, soft_wrap=True)
+    for warning in facts["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    for entry in facts["engines"]:
+        _print_engine(entry, console)
+
+
+def _print_engine(entry: dict[str, Any], console: Console) -> None:
+    lines = [
+        f"{entry['engine']}: the interpreter's class for {entry['agreement']:.1f} % of {entry['images']} images",
+        f"given the same inputs, {_share(entry['codes'])} % of the codes are equal"
+        + (f", fewest at {entry['worst_codes']}" if entry["codes"] < 100 else "")
+        + f", products differ by at most {entry['product_error']:.1e} of their largest value",
+    ]
+    for title in ("integer", "float"):
+        kinds = entry[title]
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in sorted(kinds.items())) or "none"
+        lines.append(f"products in {title}: {counts}")
+        few = [name for names in kinds.values() for name in names]
+        if title == "float" and few:
+            shown = ", ".join(few[:_SHOWN]) + (f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else "")
+            lines[-1] += f" ({shown})"
+    console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+
+
+def _share(percent: float) -> str:
+    """Never 100 for what is less."""
+    return "100" if percent == 100 else f"{min(percent, 99.9999):.4f}"
 
 
 def _figure(value: float | None, digits: int = 2) -> str:

@@ -1,0 +1,133 @@
+"""From an artifact to a file of another runtime: what is asked for is checked, written beside and renamed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, read_facts, write_files
+from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.program.load import load_program
+from halfbyte.program.ops import Array
+
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torchao": ".safetensors"}
+# Packages that writing needs, and which of our extras has each.
+_NEEDS = {"onnx": {"onnx": "onnx"}, "openvino": {"onnx": "onnx", "openvino": "openvino"}, "torchao": {}}
+ARTIFACT = (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`to` is onnx, openvino or torchao. `opset`, `gelu` and `convolutions` are those of `OnnxForm`.
+
+    Without `convolutions` they are "qdq", for OpenVINO "integer": OpenVINO 2026.4 loses the scale of some dequantized
+    convolutions between a multiplication and a quantizer (EfficientNet-Lite's)."""
+
+    to: str
+    out: Path
+    verify: bool = False
+    force: bool = False
+    opset: int = 17
+    gelu: str = "exact"
+    convolutions: str | None = None
+
+
+@dataclass
+class Exported:
+    """The files, what is to be known of them, and what each runtime makes of them where that was asked for."""
+
+    files: list[Path]
+    warnings: list[str] = field(default_factory=list)
+    engines: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        sizes = {str(path): path.stat().st_size for path in self.files}
+        return {"files": sizes, "warnings": self.warnings, "engines": self.engines}
+
+
+def check_options(folder: Path, options: ExportOptions) -> None:
+    """Raise `HalfbyteError` for what cannot be written there, before anything is computed."""
+    if options.to not in _NEEDS:
+        raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
+    for package, extra in _NEEDS[options.to].items():
+        if importlib.util.find_spec(package) is None:
+            raise HalfbyteError(f"--to {options.to} needs {package}; pip install 'halfbyte[{extra}]'")
+    out, ending = options.out, ENDINGS[options.to]
+    if out.suffix != ending:
+        raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise HalfbyteError(f"--out {out}: give a file in a folder that exists")
+    for path in _places(options):
+        if path.absolute() in {(folder / name).absolute() for name in ARTIFACT}:
+            raise HalfbyteError(f"--out {out} would replace a file of the artifact; choose another --out")
+        if path.exists() and not options.force:
+            raise HalfbyteError(f"--out {path} exists; replace it with --force, or choose another --out")
+    if options.verify and options.to == "torchao":
+        raise HalfbyteError("--verify runs exported models; scales for torchao are none, leave it out")
+
+
+def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], Array]) -> Exported:
+    """Write the model of an artifact's folder for another runtime.
+
+    `images` gives the preprocessed images `[B, C, H, W]` to verify with. Raises `HalfbyteError` for options that do not
+    fit, an artifact without a program, an operation that the form lacks; nothing is written then.
+    """
+    check_options(folder, options)
+    program = load_program(folder)
+    facts = _facts(folder)
+    if options.to == "torchao":
+        from halfbyte.export.torchao import to_torchao
+
+        contents = {".safetensors": to_torchao(program, facts)}
+        return _write(options, contents, Exported(_places(options)))
+    from halfbyte.export.onnx import OnnxForm, to_onnx, unsafe_sites
+
+    convolutions = options.convolutions or ("integer" if options.to == "openvino" else "qdq")
+    written = to_onnx(program, OnnxForm(options.opset, options.gelu, convolutions), facts)
+    exported = Exported(_places(options))
+    if unsafe := unsafe_sites(program):
+        names = ", ".join(unsafe[:_SHOWN]) + (" ..." if len(unsafe) > _SHOWN else "")
+        exported.warnings.append(
+            f"{len(unsafe)} sites have 8-bit weights ({names}): on processors without VNNI 16-bit sums of runtimes may "
+            f"overflow; quantize with at most 7 bits for those"
+        )
+    if options.to == "openvino":
+        from halfbyte.export.openvino import to_openvino
+
+        contents = to_openvino(written.model)
+    else:
+        contents = {".onnx": written.model.SerializeToString(deterministic=True)}
+    if options.verify:
+        from halfbyte.export.verify import verify
+
+        exported.engines = verify(written, program, images())
+    return _write(options, contents, exported)
+
+
+def _places(options: ExportOptions) -> list[Path]:
+    out = options.out
+    return [out, out.with_suffix(".bin")] if options.to == "openvino" else [out]
+
+
+def _write(options: ExportOptions, contents: dict[str, bytes], exported: Exported) -> Exported:
+    stem = options.out.with_suffix("").name
+    write_files(options.out.absolute().parent, {f"{stem}{ending}": content for ending, content in contents.items()})
+    return exported
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the file says of itself: nothing that depends on the time or the place of the export."""
+    facts, config = read_facts(folder)
+    source = facts["source"]
+    known = {"recipe": facts.get("recipe"), "labels": config["pretrained_cfg"].get("label_names")}
+    return {
+        "weights": {key: source[key] for key in ("tag", "sha256")},
+        "num_classes": config["num_classes"],
+        "halfbyte": metadata.version("halfbyte"),
+        **{key: value for key, value in known.items() if value is not None},
+    }

@@ -1,0 +1,123 @@
+"""What each operation of an exported model computes in a runtime, against the interpreter given the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from halfbyte.export.onnx import Written
+from halfbyte.program import integers
+from halfbyte.program.interpret import compute
+from halfbyte.program.ops import INPUT, Array, Op, Program
+
+# A model's bytes and the images `[B, C, H, W]` to its outputs by name.
+Run = Callable[[bytes, Array], dict[str, Array]]
+_QUANTIZERS, _PRODUCTS = ("quantize", "quantize_log"), ("linear", "conv", "matmul")
+_FLOAT, _BYTES = TensorProto.FLOAT, TensorProto.UINT8
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Shares over all quantizers, and the site with the most codes that differ; the largest error of a product, as a
+    share of its largest value, and where."""
+
+    codes: int
+    different: int
+    worst_codes: str | None
+    product_error: float
+    worst_product: str | None
+
+
+def probe(written: Written, program: Program, images: Array, run: Run) -> Findings:
+    """Run a copy of the model that also puts out what quantizers and products take and make."""
+    model, shown = _probed(written, program)
+    values = run(model.SerializeToString(), images)
+    known = {name: values[output] for name, output in shown.items()} | {INPUT: images}
+    scaled = _scaled(program)
+    codes = different = 0
+    worst_codes: tuple[float, str | None] = (0.0, None)
+    worst_product: tuple[float, str | None] = (0.0, None)
+    for op, found in _found(written, program, known):
+        if op.kind in _QUANTIZERS:
+            quantize = integers.quantize if op.kind == "quantize" else integers.quantize_log
+            wrong = int((quantize(known[op.inputs[0]], op.attributes) != found).sum())
+            codes, different = codes + found.size, different + wrong
+            worst_codes = max(worst_codes, (wrong / found.size, op.output), key=lambda entry: entry[0])
+        else:
+            wanted = _product(program, op, [known[name] for name in op.inputs])
+            if op.output in scaled:
+                follower = scaled[op.output]
+                tensors = {role: program.tensors[name] for role, name in follower.tensors.items()}
+                wanted = compute("affine", [wanted], follower.attributes, tensors)
+            error = float(np.abs(found - wanted).max()) / max(float(np.abs(wanted).max()), 1e-30)
+            worst_product = max(worst_product, (error, op.output), key=lambda entry: entry[0])
+    return Findings(codes, different, worst_codes[1], worst_product[0], worst_product[1])
+
+
+def _probed(written: Written, program: Program) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model with further outputs, and their names by the program's."""
+    model = onnx.ModelProto()
+    model.CopyFrom(written.model)
+    scaled = _scaled(program)
+    made = {name for node in model.graph.node for name in node.output}
+    given = {value.name for value in model.graph.output}
+    shown: dict[str, str] = {}
+    for op in program.ops:
+        if op.kind not in (*_QUANTIZERS, *_PRODUCTS):
+            continue
+        result = scaled[op.output].output if op.output in scaled else op.output
+        for name in (*op.inputs, result):
+            own = written.names[name]
+            if name in shown or own not in made:
+                continue
+            grid = written.grids.get(name)
+            if grid is not None and grid.small:
+                # 4-bit values do not leave a runtime as such.
+                own = f"{own}/probe"
+                model.graph.node.append(helper.make_node("Cast", [written.names[name]], [own], to=_BYTES))
+            shown[name] = own
+            if own not in given:
+                given.add(own)
+                info = helper.make_tensor_value_info(own, _FLOAT if grid is None else _BYTES, None)
+                model.graph.output.append(info)
+    return model, shown
+
+
+def _found(written: Written, program: Program, known: dict[str, Array]) -> Iterator[tuple[Op, Array]]:
+    """The quantizers and products whose inputs and output are known, codes brought to the program's."""
+    scaled = _scaled(program)
+    for op in program.ops:
+        if op.output in written.grids and op.output in known:
+            shift = written.grids[op.output].shift
+            if any(shift):
+                axis, ndim = op.attributes["axis"], known[op.output].ndim
+                moved = np.array(shift).reshape([-1 if place == axis else 1 for place in range(ndim)])
+                known[op.output] = (known[op.output].astype(np.int64) - moved).astype(np.uint8)
+        wanted = op.kind in (*_QUANTIZERS, *_PRODUCTS)
+        result = scaled[op.output].output if op.output in scaled else op.output
+        if wanted and result in known and all(name in known for name in op.inputs):
+            yield op, known[result]
+
+
+def _scaled(program: Program) -> dict[str, Op]:
+    """Products that only an affine operation reads, with that: OpenVINO makes one of the two, and shows under the name
+    of the product what it has before the scales."""
+    readers: dict[str, list[Op]] = {}
+    for op in program.ops:
+        for name in op.inputs:
+            readers.setdefault(name, []).append(op)
+    products = [op.output for op in program.ops if op.kind in _PRODUCTS]
+    return {name: readers[name][0] for name in products if [op.kind for op in readers.get(name, [])] == ["affine"]}
+
+
+def _product(program: Program, op: Op, inputs: list[Array]) -> Array:
+    if op.kind == "matmul":
+        return integers.matmul(inputs[0], inputs[1], op.attributes)[1]
+    tensors = {role: program.tensors[name] for role, name in op.tensors.items()}
+    weights = integers.prepare_weights(op.attributes, tensors)
+    product = integers.linear if op.kind == "linear" else integers.conv
+    return product(inputs[0], weights, op.attributes)[1]

@@ -1,0 +1,125 @@
+"""Embedded models quantized by a recipe, their programs and exports, and what others make of these."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from halfbyte import api
+from halfbyte.export.onnx import OnnxForm, to_onnx
+from halfbyte.program.interpret import Interpreter
+from halfbyte.program.load import load_program
+from halfbyte.program.ops import Program
+
+Array = npt.NDArray[np.float32]
+IMAGES = 100
+# AdaLog with a short search: log quantizers also behind GELU, a scale for each head.
+ADALOG = """
+name: short-adalog
+bits: {weight: 4, activation: 4}
+steps:
+  - adalog: {images: 2, candidates: 64, steps: 1, rounds: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its recipe and widths, and how it is written."""
+
+    model: str
+    recipe: str
+    bits: int
+    form: OnnxForm = field(default_factory=OnnxForm)
+
+    @property
+    def name(self) -> str:
+        own = "".join(f"-{value}" for key, value in vars(self.form).items() if value != getattr(OnnxForm(), key))
+        return f"{self.model}-{self.recipe}-{self.bits}{own}"
+
+
+CASES = (
+    *(Case(f"fashion_{kind}", "repq", 4) for kind in ("vit", "swin", "resnet")),
+    *(Case(f"fashion_{kind}", "repq", 8) for kind in ("vit", "resnet")), Case("fashion_vit", "adalog", 4),
+)  # fmt: skip
+# The other ways to write a model, and what takes longest; slow.
+FORMS = (
+    Case("fashion_swin", "repq", 8),
+    Case("fashion_vit", "repq", 4, OnnxForm(opset=21)), Case("fashion_swin", "adalog", 4, OnnxForm(opset=21)),
+    Case("fashion_resnet", "repq", 8, OnnxForm(convolutions="integer")),
+    Case("fashion_vit", "repq", 4, OnnxForm(opset=19, gelu="erf")),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory) -> Callable[[str, str, int], Path]:
+    """The folder of a quantized model."""
+
+    @cache
+    def make(model: str, recipe: str, bits: int) -> Path:
+        out = tmp_path_factory.mktemp("export") / f"{model}-{recipe}-{bits}"
+        known = recipe
+        if recipe == "adalog":
+            known = str(out.parent / "recipe.yaml")
+            Path(known).write_text(ADALOG)
+        api.quantize(model=model, recipe=known, w_bits=bits, a_bits=bits, limit=4, workers=0, out=out)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def program(artifact) -> Callable[[Case], Program]:
+    return cache(lambda case: load_program(artifact(case.model, case.recipe, case.bits)))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> tuple[Array, npt.NDArray[np.int64]]:
+    """Images `[B, 1, 28, 28]`, preprocessed as the embedded models want it, and their classes."""
+    with resources.files("halfbyte").joinpath("assets/fashion_test.npz").open("rb") as file, np.load(file) as found:
+        pixels, classes = found["x"][:IMAGES], found["y"][:IMAGES]
+    return ((pixels.astype(np.float32) / 255 - 0.286) / 0.353)[:, None].astype(np.float32), classes.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def interpreted(program, pictures) -> Callable[[Case], Array]:
+    """The interpreter's logits."""
+    by_artifact = cache(lambda model, recipe, bits: Interpreter(program(Case(model, recipe, bits)))(pictures[0]))
+    return lambda case: by_artifact(case.model, case.recipe, case.bits)
+
+
+Logits = dict[str, Array]
+
+
+@pytest.fixture(scope="session")
+def outside(program, artifact, pictures, tmp_path_factory) -> Callable[[Case | None], Logits]:
+    """Logits of a case's model, and of those beside it in the list, from a process without halfbyte, see outside.py;
+    None: of one by OpenVINO's converter, as `converted`."""
+
+    @cache
+    def run(cases: tuple[Case, ...]) -> Logits:
+        folder = tmp_path_factory.mktemp("outside")
+        np.save(folder / "images.npy", pictures[0])
+        models = []
+        for case in cases:
+            path = folder / f"{case.name}.onnx"
+            path.write_bytes(to_onnx(program(case), case.form).model.SerializeToString())
+            models.append(f"{case.name}={path}")
+        if not cases:
+            api.export(artifact("fashion_vit", "repq", 8), "openvino", folder / "converted.xml")
+            models.append(f"converted={folder / 'converted.xml'}")
+        script = str(Path(__file__).parent / "outside.py")
+        command = [sys.executable, script, str(folder / "images.npy"), str(folder / "logits.npz"), *models]
+        subprocess.run(command, check=True, timeout=300)
+        with np.load(folder / "logits.npz") as found:
+            return dict(found)
+
+    return lambda case: run(() if case is None else CASES if case in CASES else FORMS)

@@ -1,0 +1,61 @@
+"""Exported models in other people's runtimes, in a process that does not know halfbyte."""
+
+from __future__ import annotations
+
+import pytest
+from tests.export.conftest import CASES, FORMS, Case
+
+from halfbyte.export.onnx import to_onnx
+from halfbyte.export.probe import probe
+from halfbyte.export.runtimes import RUNTIMES
+
+ENGINES = ("onnxruntime", "openvino")
+ALL = [
+    *(pytest.param(case, id=case.name) for case in CASES),
+    *(pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in FORMS),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", ALL)
+def test_other_runtimes_see_the_same_classes(outside, interpreted, pictures, case, engine):
+    wanted, found = interpreted(case).argmax(1), outside(case)[f"{engine} {case.name}"].argmax(1)
+    classes = pictures[1]
+    assert (found == wanted).mean() >= (0.99 if case.bits == 8 else 0.85)
+    assert abs((found == classes).mean() - (wanted == classes).mean()) <= 0.015
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", ALL)
+def test_any_number_of_images(outside, case, engine):
+    whole = outside(case)[f"{engine} {case.name}"]
+    for count in (1, 3):
+        few = outside(case)[f"{engine} {count} {case.name}"]
+        assert few.shape == (count, 10)
+        assert (few.argmax(1) == whole[:count].argmax(1)).all()
+
+
+def test_openvinos_own_form(outside, interpreted):
+    wanted = interpreted(Case("fashion_vit", "repq", 8)).argmax(1)
+    assert (outside(None)["openvino converted"].argmax(1) == wanted).mean() >= 0.99
+    assert outside(None)["openvino 3 converted"].shape == (3, 10)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=ENGINES)
+@pytest.mark.parametrize("case", ALL)
+def test_each_operation_given_the_same_inputs(program, pictures, case, runtime):
+    """Codes are the interpreter's: of ONNX Runtime all of them; OpenVINO multiplies where the definition divides, which
+    moves values that lie between two codes to the bit."""
+    found = probe(to_onnx(program(case), case.form), program(case), pictures[0][:2], runtime.run)
+    assert found.codes > 15_000
+    assert found.different <= (0 if runtime.package == "onnxruntime" else found.codes * 1e-4), found
+    assert found.product_error < 2e-6, found
+
+
+def test_linear_layers_run_as_integers_in_both_runtimes(program):
+    case = Case("fashion_vit", "repq", 4)
+    content = to_onnx(program(case)).model.SerializeToString()
+    by_onnxruntime, by_openvino = (runtime.place(content) for runtime in RUNTIMES)
+    # 4 in each of 6 blocks, the head, and the products of queries and keys.
+    assert len(by_onnxruntime.integer["MatMulIntegerToFloat"]) == 31
+    assert sum(len(names) for kind, names in by_openvino.integer.items() if kind.startswith("FullyConnected")) == 25
