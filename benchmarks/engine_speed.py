@@ -120,6 +120,9 @@ def random_model(name: str, forms: tuple[str, ...]) -> tuple[nn.Module, dict[str
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> None:
     """One process's share: one model, one number of threads, one batch; rows as JSON to `options.out`."""
+    if hasattr(os, "sched_setaffinity"):
+        # As many cores as threads, so that no engine wanders or takes more than its share.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
     progress = Progress()
     forms = MODELS.get(options.model, ((), ()))[0]
     model, sources = artifact_model(options.artifact) if options.artifact else random_model(options.model, forms)
@@ -146,14 +149,13 @@ def own_process(options: argparse.Namespace, setting: str, where: list[str], thr
             sys.executable, __file__, "--setting", setting, *where, "--threads", str(threads), "--batch-size",
             str(batch), "--rounds", str(options.rounds), "--against", options.against, "--out", str(out),
         ]  # fmt: skip
-        # Its compiling takes a minute a setting, so where it is not asked about it is left out.
         command += ["--no-compile"] if options.no_compile else []
         subprocess.run(command, check=True, env={**os.environ, **SETTINGS[setting]})
         return json.loads(out.read_text())
 
 
 def footprint(folder: Path) -> dict[str, Any]:
-    """Megabytes above a bare interpreter, seconds of the load (the least of five), bytes of the artifact."""
+    """Megabytes above a bare interpreter, seconds of the load (median of five), bytes of the artifact."""
     found = [
         json.loads(subprocess.run([sys.executable, "-c", FOOTPRINT, folder], check=True, capture_output=True).stdout)
         for _ in range(5)
@@ -185,6 +187,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--against", default="torch,onnxruntime,openvino")
     parser.add_argument("--no-compile", action="store_true", help="without torch compiled")
+    parser.add_argument("--shapes", nargs="+", help="only these, such as 1x1 or 2x8: threads x batch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, required=True)
     # What a process is given that measures one setting.
@@ -209,6 +212,8 @@ def main() -> None:
     key = ("setting", "model", "threads", "batch_size")
     for where, shapes in groups:
         for threads, batch in shapes:
+            if options.shapes and f"{threads}x{batch}" not in options.shapes:
+                continue
             for setting in options.settings:
                 rows = own_process(options, setting, where, threads, batch)
                 show(rows)
