@@ -105,8 +105,11 @@ def quantized(model: nn.Module, form: str, images: Tensor) -> Program:
 
 
 def artifact_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """An artifact's float model, and its engines' sources by form."""
-    return float_model(load_artifact(folder).model), {folder.name: folder}
+    """An artifact's float model, and its folder by its form, such as "repq w4a4"."""
+    artifact = load_artifact(folder)
+    recipe = artifact.facts["recipe"]
+    widths = "w{weight}a{activation}".format(**recipe["bits"])
+    return float_model(artifact.model), {f"{recipe['name']} {widths}": folder}
 
 
 def random_model(name: str, forms: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]]:
@@ -136,8 +139,8 @@ def measure(options: argparse.Namespace) -> None:
         calls |= {f"native {form}": lambda engine=engine: engine(pixels) for form, engine in engines.items()}
         taken = interleaved(calls, options.rounds, progress)
     rows = [row(name, options.threads, options.batch_size, milliseconds) for name, milliseconds in taken.items()]
-    model_name = options.artifact.name if options.artifact else options.model
-    facts = [{"setting": options.setting, "model": model_name, "isa": isa(), **one} for one in rows]
+    name = f"artifact, {next(iter(engines))}" if options.artifact else options.model
+    facts = [{"setting": options.setting, "model": name, "isa": isa(), **one} for one in rows]
     options.out.write_text(json.dumps(facts))
 
 
