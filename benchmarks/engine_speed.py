@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.artifact import load_artifact, round_leftovers
-from halfbyte.bench import gathered, interleaved, processor, row, torch_threads
+from halfbyte.bench import gathered, interleaved, processor, row
 from halfbyte.facts import environment
 from halfbyte.families.describe import describe
 from halfbyte.peers import Call, Work, chosen, float_model
@@ -126,6 +126,7 @@ def measure(options: argparse.Namespace) -> None:
     if hasattr(os, "sched_setaffinity"):
         # As many cores as threads, so that no engine wanders or takes more than its share.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
+    torch.set_num_threads(options.threads)
     progress = Progress()
     forms = MODELS.get(options.model, ((), ()))[0]
     model, sources = artifact_model(options.artifact) if options.artifact else random_model(options.model, forms)
@@ -133,7 +134,7 @@ def measure(options: argparse.Namespace) -> None:
     shape = next(iter(engines.values())).input_shape
     images = torch.randn(options.batch_size, *shape)
     pixels = images.numpy()
-    with tempfile.TemporaryDirectory() as folder, torch_threads(options.threads), torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         work = Work(model, images, options.threads, Path(folder), progress, compiles=not options.no_compile)
         calls: dict[str, Call] = gathered(chosen(options.against), work)
         calls |= {f"native {form}": lambda engine=engine: engine(pixels) for form, engine in engines.items()}
