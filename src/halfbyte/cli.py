@@ -11,7 +11,7 @@ from rich.table import Table
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
-from halfbyte.terminal import open_console, print_evaluation, print_export, print_run, print_sites
+from halfbyte.terminal import open_console, print_bench, print_evaluation, print_export, print_run, print_sites
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -215,6 +215,27 @@ def export(
     )
     facts = exported.as_dict()
     print_export(facts)
+    _write_json(json_file, facts)
+
+
+@app.command()
+def bench(
+    target: Annotated[Path, typer.Argument(help="The folder of an artifact.", show_default=False)],
+    against: Annotated[
+        str | None,
+        typer.Option(help="torch,onnxruntime,openvino or some of them.", show_default="those installed"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of every engine.", show_default="all cores")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often every engine has its turn.")] = 15,
+    json_file: Json = None,
+) -> None:
+    """Time an artifact by the native engine, and its architecture in float and int8 by others."""
+    from halfbyte.bench import bench as measure
+
+    _writable(json_file)
+    facts = measure(target, against=against, threads=threads, batch_size=batch_size, rounds=rounds)
+    print_bench(facts)
     _write_json(json_file, facts)
 
 

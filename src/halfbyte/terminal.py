@@ -54,6 +54,22 @@ def print_evaluation(facts: dict[str, Any]) -> None:
     open_console().print(table)
 
 
+def print_bench(facts: dict[str, Any]) -> None:
+    """Times of engines, and how much longer each takes than the native one."""
+    first, native = facts["rows"][0], facts["rows"][-1]
+    threads, batch = first["threads"], first["batch_size"]
+    title = f"{facts['model']}, threads: {threads}, batch: {batch}, native: {facts['isa']}"
+    table = Table("engine", "milliseconds", "images/s", "x native", title=title)
+    for row in facts["rows"]:
+        ratio = row["milliseconds"] / native["milliseconds"]
+        table.add_row(
+            row["engine"], f"{row['milliseconds']:.2f}", f"{row['images_per_second']:.1f}", f"{ratio:.2f}"
+        )  # fmt: skip
+    console = open_console()
+    console.print(table)
+    console.print(f"medians of {facts['rounds']} rounds; {facts['cpu']}", highlight=False)
+
+
 def print_sites(facts: dict[str, Any]) -> None:
     """The sites of a model, what it costs, and what is left in float."""
     table = Table(title=facts["model"])
