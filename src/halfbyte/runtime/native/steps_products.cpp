@@ -1,7 +1,10 @@
 // Steps that multiply codes.
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
+#include "bounds.h"
 #include "pool.h"
 #include "steps.h"
 
@@ -9,6 +12,10 @@ namespace halfbyte {
 namespace {
 
 constexpr size_t rows_of_part = 48;
+// The windows of a row of maps that are laid out at once take at most about this many bytes.
+constexpr size_t patch_bytes = size_t{1} << 18;
+// The sum of this many codes fits into 32 bits.
+constexpr size_t longest = size_t{1} << 23;
 
 Buffer& memory_of_thread(int which) {
     static thread_local Buffer memory[2];
@@ -17,6 +24,18 @@ Buffer& memory_of_thread(int which) {
 
 void require(bool fits, const char* what) {
     if (!fits) throw std::invalid_argument(what);
+}
+
+void require_product(const PackedRight& right, int bits, int32_t zero) {
+    Left left;
+    left.bits = bits;
+    left.zero = zero;
+    require(sums_fit(left, right), "the sums of these codes and zero points may pass 2^31");
+}
+
+void require_table(const std::vector<int16_t>& table) {
+    require(table.empty() || table.size() == 256, "a table has 256 levels");
+    for (int16_t level : table) require(level >= 0, "levels must be from 0 to 32767");
 }
 
 // Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table.
@@ -57,6 +76,9 @@ class LinearStep : public Step {
         require(o_.scale.size() == r.n && (o_.bias.empty() || o_.bias.size() == r.n), "a scale for each column is needed");
         require(o_.table.empty() ? r.left_bits == o_.bits : r.left_bits == 16 && o_.table.size() == 256,
                 "the weight was packed for other codes");
+        require_table(o_.table);
+        // Only sums of levels have a way past 2^31.
+        if (o_.table.empty()) require_product(r, o_.bits, o_.zero);
     }
 
     void run(Bases bases, int threads) const override {
@@ -89,7 +111,13 @@ class LinearStep : public Step {
 struct Windows {
     explicit Windows(const ConvOptions& o) : o(o) {
         require(o.x.shape.size() == 3 && o.out.shape.size() == 3, "maps have three dimensions");
-        require(o.out.strides[0] == 1, "the channels of the result must be contiguous");
+        require(o.out.shape[0] == 1 || o.out.strides[0] == 1, "the channels of the result must be contiguous");
+        for (int axis = 0; axis < 2; ++axis) {
+            require(o.kernel[axis] > 0 && o.kernel[axis] <= most && o.stride[axis] > 0 && o.stride[axis] <= most &&
+                        o.dilation[axis] > 0 && o.dilation[axis] <= most && o.before[axis] <= most,
+                    "windows of an impossible size");
+            require(o.out.strides[axis + 1] >= 0, "rows must come in order");
+        }
         height = static_cast<ptrdiff_t>(o.x.shape[1]);
         width = static_cast<ptrdiff_t>(o.x.shape[2]);
     }
@@ -100,6 +128,16 @@ struct Windows {
                static_cast<ptrdiff_t>(o.before[axis]);
     }
 
+    // Whether any window reaches beyond the maps.
+    bool pads() const {
+        bool found = false;
+        for (int axis = 0; axis < 2; ++axis)
+            found = found || o.before[axis] > 0 ||
+                    place(axis, o.out.shape[axis + 1] - 1, o.kernel[axis] - 1) >= (axis == 0 ? height : width);
+        return found;
+    }
+
+    static constexpr size_t most = size_t{1} << 15;
     const ConvOptions& o;
     ptrdiff_t height, width;
 };
@@ -113,11 +151,13 @@ class ConvStep : public Step {
         size_t outputs = 0;
         for (const auto& right : o_.rights) {
             require(right->k == channels_ * o_.kernel[0] * o_.kernel[1] && right->left_bits == o_.bits, "weights do not fit");
+            require_product(*right, o_.bits, o_.zero);
             outputs += right->n;
         }
         require(outputs == o_.out.shape[0] && o_.scale.size() == outputs, "a scale for each channel is needed");
         require(o_.bias.empty() || o_.bias.size() == outputs, "a bias for each channel is needed");
-        require(o_.zero >= 0 && o_.zero <= 255, "what pads must be a code");
+        // Also what pads must keep to the bits for which the sums were proved.
+        require(!windows.pads() || (o_.zero >= 0 && o_.zero < 1 << o_.bits), "what pads must be a code");
     }
 
     void run(Bases bases, int threads) const override {
@@ -132,16 +172,21 @@ class ConvStep : public Step {
         const uint8_t* x = start<uint8_t>(o_.x, bases);
         float* out = start<float>(o_.out, bases) + static_cast<ptrdiff_t>(row) * o_.out.strides[1];
         const size_t columns = o_.out.shape[2], taps = o_.kernel[0] * o_.kernel[1], k = channels_ * taps;
-        uint8_t* patches = memory_of_thread(1).ensure(columns * k);
+        const size_t at_once = std::min(columns, std::max<size_t>(1, patch_bytes / k));
+        uint8_t* patches = memory_of_thread(1).ensure(at_once * k);
         static const std::vector<int16_t> none;
         size_t first = 0;
         for (size_t group = 0; group < o_.rights.size(); ++group) {
             const uint8_t* own = x + static_cast<ptrdiff_t>(group * channels_) * o_.x.strides[0];
-            for (size_t column = 0; column < columns; ++column) gather(windows, own, row, column, patches + column * k);
             const PackedRight& right = *o_.rights[group];
             const RowsOfProduct product{&right, o_.bits, o_.zero, &none,
                                         Epilogue{o_.scale.data() + first, true, o_.bias.empty() ? nullptr : o_.bias.data() + first}};
-            product.run(patches, k, columns, out + first, static_cast<size_t>(o_.out.strides[2]));
+            for (size_t done = 0; done < columns; done += at_once) {
+                const size_t count = std::min(at_once, columns - done);
+                for (size_t i = 0; i < count; ++i) gather(windows, own, row, done + i, patches + i * k);
+                product.run(patches, k, count, out + static_cast<ptrdiff_t>(done) * o_.out.strides[2] + first,
+                            static_cast<size_t>(o_.out.strides[2]));
+            }
             first += right.n;
         }
     }
@@ -176,7 +221,14 @@ class DepthwiseStep : public Step {
         require(channels == o_.conv.out.shape[0] && o_.conv.scale.size() == channels, "a scale for each channel is needed");
         require(o_.weight.size() == channels * o_.conv.kernel[0] * o_.conv.kernel[1], "weights do not fit");
         require(o_.conv.bias.empty() || o_.conv.bias.size() == channels, "a bias for each channel is needed");
-        require(o_.conv.x.strides[0] == 1, "the channels of the input must be contiguous");
+        require(channels == 1 || o_.conv.x.strides[0] == 1, "the channels of the input must be contiguous");
+        int64_t largest = 0;
+        for (int64_t number : o_.weight) largest = std::max(largest, number < 0 ? -number : number);
+        Left left;
+        left.bits = o_.conv.bits;
+        left.zero = o_.conv.zero;
+        require(sums_fit_int32(static_cast<int64_t>(o_.conv.kernel[0] * o_.conv.kernel[1]), left.largest(), largest),
+                "the sums of these codes and zero points may pass 2^31");
     }
 
     void run(Bases bases, int threads) const override {
@@ -221,7 +273,15 @@ class HeadsStep : public Step {
         require((a.shape[2] == 1 || a.strides[2] == 1) && (out.shape[2] == 1 || out.strides[2] == 1), "rows must be contiguous");
         require(a.strides[0] >= 0 && a.strides[1] >= 0 && b.strides[0] >= 0 && out.strides[0] >= 0 && out.strides[1] >= 0,
                 "rows must come in order");
-        require(o_.table.empty() || o_.table.size() == 256, "a table has 256 levels");
+        require(b.shape[1] <= longest && b.shape[2] <= longest, "a product of impossible length");
+        require_table(o_.table);
+        PackedRight right;
+        right.k = b.shape[1];
+        const int64_t last = (1 << o_.right_bits) - 1, zero = o_.right_zero;
+        right.largest = std::max(std::abs(zero), std::abs(last - zero));
+        // Only sums of levels, which have no zero point, have a way past 2^31.
+        require(o_.table.empty() || o_.left_zero == 0, "levels have no zero point");
+        if (o_.table.empty()) require_product(right, o_.left_bits, o_.left_zero);
     }
 
     void run(Bases bases, int threads) const override {
