@@ -33,7 +33,10 @@ class Engine:
         self.threads = checked_threads(threads)
         self.input_shape = program.input_shape
         self.facts = program.facts
-        self._plan, self._result = build(program, kernels())
+        try:
+            self._plan, self._result = build(program, kernels())
+        except MemoryError:
+            raise HalfbyteError("there is not enough memory for the program") from None
 
     def __call__(self, images: Images) -> Images:
         """Logits `[B, classes]`, float32, of preprocessed images `[B, C, H, W]`.
@@ -44,7 +47,10 @@ class Engine:
         if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
             wanted = ", ".join(map(str, self.input_shape))
             raise HalfbyteError(f"the model takes images [B, {wanted}], not {list(images.shape)}")
-        logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+        try:
+            logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+        except MemoryError:
+            raise HalfbyteError(f"there is not enough memory for {self.threads} threads") from None
         return logits
 
 
