@@ -16,7 +16,7 @@ from halfbyte.runtime.memory import CONSTANTS, IMAGE, RESULT, Memory, View, alig
 
 _PRODUCTS = ("linear", "conv", "matmul")
 # What an honest model stays far below: steps of a plan, and bytes of what is known when it is built.
-MOST_STEPS, MOST_KNOWN = 2**13, 2**30
+MOST_STEPS, MOST_KNOWN = 2**13, 2**28
 
 
 class Rows(NamedTuple):
@@ -62,7 +62,8 @@ class Compiler:
             attributes = at_batch(op.attributes, 1)
             tensors = {role: self.program.tensors[name] for role, name in op.tensors.items()}
             if op.kind not in _PRODUCTS and all(name in self.known for name in op.inputs):
-                self.know(op, compute(op.kind, [self.known[name] for name in op.inputs], attributes, tensors))
+                with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+                    self.know(op, compute(op.kind, [self.known[name] for name in op.inputs], attributes, tensors))
                 continue
             OPERATIONS[op.kind](self, op, attributes, tensors)
         result = self.value(self.program.output)
@@ -77,7 +78,7 @@ class Compiler:
         """The value of an operation, the same for all images."""
         self.known_bytes += result.nbytes
         if self.known_bytes > MOST_KNOWN:
-            raise HalfbyteError(f"{op.output}: the constants of the program take more than {MOST_KNOWN >> 30} GiB")
+            raise HalfbyteError(f"{op.output}: the constants of the program take more than {MOST_KNOWN >> 20} MiB")
         self.known[op.output] = result
         if result.dtype == np.uint8:
             self.bits[op.output] = int(result.max()).bit_length()
