@@ -2,9 +2,9 @@
 
     python -m tests.program.fuzz SEED COUNT [SECONDS]
 
-prints how many files came to which end as JSON. It ends with another exit code than 0, and the number of the file, where
-one crashes, takes longer than SECONDS, raises anything but `HalfbyteError`, or gives other logits natively than by the
-interpreter.
+prints how many files came to which end as JSON. It ends with another exit code than 0, and the number of the file,
+where one crashes, takes longer than SECONDS, raises anything but `HalfbyteError`, or gives other logits natively than
+by the interpreter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ FRAME = len(MAGIC) + 32
 
 
 def _codes(name: str, x: str, bits: int = 4, **others: Any) -> Op:
-    return Op("quantize", (x,), name, {"scale": [0.25], "zero": [7], "beta": 0.0, "last": 2**bits - 1, "axis": None} | others)
+    return Op(
+        "quantize", (x,), name, {"scale": [0.25], "zero": [7], "beta": 0.0, "last": 2**bits - 1, "axis": None} | others
+    )
 
 
 def _maps() -> Program:
@@ -56,7 +58,12 @@ def _maps() -> Program:
         ops += [_codes(f"q{number}", f"x{number}"), Op("conv", (f"q{number}",), name, attributes, roles),
                 Op("relu", (name,), f"x{number + 1}")]  # fmt: skip
     ops += [
-        Op("max_pool", ("x3",), "p", {"kernel": [2, 2], "strides": [1, 1], "pads": [[1, 0], [0, 1]], "dilations": [1, 1]}),
+        Op(
+            "max_pool",
+            ("x3",),
+            "p",
+            {"kernel": [2, 2], "strides": [1, 1], "pads": [[1, 0], [0, 1]], "dilations": [1, 1]},
+        ),
         Op("roll", ("p",), "r", {"shifts": [1, -1], "axes": [2, 3]}),
         Op("pad", ("r",), "d", {"pads": [[0, 0], [0, 0], [1, 0], [0, 2]], "value": 0.5}),
         Op("slice", ("d",), "s", {"axis": 2, "start": 0, "stop": 4, "step": 2}),
@@ -83,7 +90,10 @@ def _attention() -> Program:
         }  # fmt: skip
         roles[name] = {role: f"{name}.{role}" for role in ("weight", "zero", "scale", "bias")}
     plain = {"bits": 4, "input": {"zero": [7]}}
-    log = {"shift": 0.0, "thresholds": sorted((int(np.float32(2.0**-k).view(np.uint32)) >> 16 for k in range(15)), reverse=True)}
+    log = {
+        "shift": 0.0,
+        "thresholds": sorted((int(np.float32(2.0**-k).view(np.uint32)) >> 16 for k in range(15)), reverse=True),
+    }
     ops = [
         Op("reshape", (INPUT,), "x", {"shape": [batch, 16, 16]}),
         Op("constant", (), "c", {}, {"value": "token"}),
@@ -98,7 +108,8 @@ def _attention() -> Program:
         _codes("qq", "q", scale=[0.25, 0.5], zero=[7, 3], axis=1),
         Op("transpose", ("k",), "kt", {"axes": [0, 1, 3, 2]}),
         _codes("kq", "kt"),
-        Op("matmul", ("qq", "kq"), "a", {"left": {"zero": [7, 3]}, "right": {"zero": [7]}, "scale": [2.0**-6, 2.0**-5]}),
+        Op("matmul", ("qq", "kq"), "a",
+           {"left": {"zero": [7, 3]}, "right": {"zero": [7]}, "scale": [2.0**-6, 2.0**-5]}),
         Op("multiply", ("a",), "as", {"scalar": 0.25}),
         Op("softmax", ("as",), "p", {"axis": 3}),
         Op("quantize_log", ("p",), "pq", log),
@@ -199,18 +210,22 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return framed(json.dumps(header).encode(), payload)
 
 
+def _one_line(error: HalfbyteError) -> None:
+    assert "\n" not in str(error)
+
+
 def outcome(content: bytes) -> str:
     """What becomes of a file; raises `AssertionError` where engine and interpreter differ."""
     try:
         program = from_bytes(content)
     except HalfbyteError as error:
-        assert "\n" not in str(error)
+        _one_line(error)
         return "not loaded"
     large = work(program) > LARGEST_RUN
     try:
         engine = Engine(program, threads=2) if native.available() else None
     except HalfbyteError as error:
-        assert "\n" not in str(error)
+        _one_line(error)
         engine = None
     if large:
         return "too large to run"
@@ -233,7 +248,9 @@ def main(seed: int, count: int, seconds: float = 2.0) -> None:
     """Damage `count` files and say what became of them."""
     ends: collections.Counter[str] = collections.Counter()
     sound = bases()
-    assert [outcome(content) for content in sound] == (["equal"] * 2 if native.available() else ["refused by the engine"] * 2)
+    assert [outcome(content) for content in sound] == (
+        ["equal"] * 2 if native.available() else ["refused by the engine"] * 2
+    )
     for number in range(seed, seed + count):
         content = mutated(sound[number % len(sound)], random.Random(number))
         print(number, end="\r", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Damaged program files are refused in one line, or run and give what the interpreter gives; nothing crashes or hangs."""
+"""Damaged program files are refused in one line, or give what the interpreter gives; nothing crashes or hangs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ class Build:
 
     def weight(self, shape: tuple[int, ...], bits: int, way: str) -> dict[str, np.ndarray]:
         last, rows = 2**bits - 1, shape[0]
-        codes = {"low": np.zeros(shape), "high": np.full(shape, last)}.get(way, self.generator.integers(0, last + 1, shape))
+        codes = {"low": np.zeros(shape), "high": np.full(shape, last)}.get(
+            way, self.generator.integers(0, last + 1, shape)
+        )
         zero = {"low": np.full(rows, last), "high": np.zeros(rows)}.get(way, self.generator.integers(0, last + 1, rows))
         return {
             "weight": codes.astype(np.uint8), "zero": zero.astype(np.int32),
@@ -90,7 +92,14 @@ def test_linears(isa, a):
     build = Build((3, 5, 70), a)
     x = build.codes(INPUT, a)
     for w in WIDTHS:
-        for way, zero in (("random", 3), ("low", 2**a - 1), ("high", 0), ("low", 0), ("high", -(2**a)), ("random", 300)):
+        for way, zero in (
+            ("random", 3),
+            ("low", 2**a - 1),
+            ("high", 0),
+            ("low", 0),
+            ("high", -(2**a)),
+            ("random", 300),
+        ):
             y = build.op("linear", (x,), {"bits": w, "input": {"zero": [zero]}}, **build.weight((19, 70), w, way))
             build.result(y, 3 * 5 * 19)
     build.same(extremes(build.shape, a))
@@ -109,8 +118,8 @@ def test_convolutions(isa, conv, a):
     for w in WIDTHS:
         # A zero point beyond the codes is what pads with more bits than they have.
         for way, zero in (("random", 2 ** (a - 1)), ("low", 2**a - 1), ("high", 0), ("high", 255)):
-            attributes = {"bits": w, "input": {"zero": [zero]}, "strides": strides, "pads": pads, "dilations": dilations,
-                          "groups": groups}  # fmt: skip
+            attributes = {"bits": w, "input": {"zero": [zero]}, "strides": strides, "pads": pads,
+                          "dilations": dilations, "groups": groups}  # fmt: skip
             y = build.op("conv", (x,), attributes, **build.weight((outputs, inputs // groups, *kernel), w, way))
             build.result(y, outputs * sizes[0] * sizes[1])
     build.same(extremes(build.shape, a))
@@ -151,8 +160,10 @@ def test_quantizers(isa, bits):
     build = Build((3, 5, 67), bits)
     last, generator = 2**bits - 1, np.random.default_rng(bits)
     for attributes in (
-        {"scale": [0.3], "zero": [last // 2], "beta": -0.125, "axis": None}, {"scale": [2.0**-140], "zero": [0], "axis": None},
-        {"scale": [0.5], "zero": [-(2**22)], "axis": None}, {"scale": [1.0, 0.25, 2.0**100], "zero": [0, last, 40], "axis": 1},
+        {"scale": [0.3], "zero": [last // 2], "beta": -0.125, "axis": None},
+        {"scale": [2.0**-140], "zero": [0], "axis": None},
+        {"scale": [0.5], "zero": [-(2**22)], "axis": None},
+        {"scale": [1.0, 0.25, 2.0**100], "zero": [0, last, 40], "axis": 1},
         {"scale": [0.7], "zero": [2, 1, 0], "axis": 1},
     ):  # fmt: skip
         attributes["scale"] = [float(np.float32(scale)) for scale in attributes["scale"]]
@@ -178,15 +189,28 @@ def _eye(size: int) -> dict[str, np.ndarray]:
 def test_what_cannot_be_exact_is_refused():
     """Sums past 2^31 that are no sums of levels, and what pads beyond 8 bits."""
     far = Build((1, 4, 300), 0)
-    y = far.op("linear", (far.codes(INPUT, 8),), {"bits": 8, "input": {"zero": [2**23]}}, **far.weight((3, 300), 8, "high"))
+    y = far.op(
+        "linear", (far.codes(INPUT, 8),), {"bits": 8, "input": {"zero": [2**23]}}, **far.weight((3, 300), 8, "high")
+    )
     far.result(y, 12)
     wide = Build((1, 4, 300), 0)
     operand = {"zero": [2**20]}
     x = wide.codes(INPUT, 8)
-    y = wide.op("matmul", (x, wide.op("transpose", (x,), {"axes": [0, 1, 3, 2]})), {"left": operand, "right": operand, "scale": [1.0]})
+    y = wide.op(
+        "matmul",
+        (x, wide.op("transpose", (x,), {"axes": [0, 1, 3, 2]})),
+        {"left": operand, "right": operand, "scale": [1.0]},
+    )
     wide.result(y, 16)
     deep = Build((2, 4, 4), 0)
-    own = {"bits": 8, "strides": [1, 1], "pads": [[0, 0], [0, 0]], "dilations": [1, 1], "groups": 2, "input": {"zero": [0]}}
+    own = {
+        "bits": 8,
+        "strides": [1, 1],
+        "pads": [[0, 0], [0, 0]],
+        "dilations": [1, 1],
+        "groups": 2,
+        "input": {"zero": [0]},
+    }
     parts = deep.weight((2, 1, 3, 3), 8, "high") | {"zero": np.full(2, 2**23, np.int32)}
     deep.result(deep.op("conv", (deep.codes(INPUT, 8),), own, **parts), 8)
     for build in (far, wide, deep):

@@ -85,7 +85,7 @@ def _terms(op: Op, program: Program, values: dict[str, tuple[Shape, str]]) -> in
     if op.kind == "matmul":
         return values[op.inputs[0]][0][-1]
     if op.kind in ("average_pool", "max_pool"):
-        return math.prod(op.attributes["kernel"]) * _WORK_OF_VALUE
+        return int(math.prod(op.attributes["kernel"])) * _WORK_OF_VALUE
     inputs = max((math.prod(values[name][0]) for name in op.inputs), default=1)
     return max(1, inputs // math.prod(values[op.output][0])) * _WORK_OF_VALUE
 
