@@ -17,6 +17,9 @@ from halfbyte.program.shapes import Shape, output_shape
 # Elements of one value of one image: what an honest model stays far below.
 LARGEST_VALUE = 2**28
 MOST_OPS = 2**17
+# Multiply-adds of one image, values counted as a few each.
+MOST_WORK = 2**40
+_WORK_OF_VALUE = 2**3
 _DTYPES = ("uint8", "int32", "float32")
 # Shapes that fit at two sizes fit at all: they are linear in the number of images.
 _BATCHES = (1, 2)
@@ -34,6 +37,8 @@ def check(program: Program) -> None:
             raise HalfbyteError(f"the program's tensor {name} must be finite and one of {', '.join(_DTYPES)}")
     for op in program.ops:
         _check_op(op, program)
+    if work(program) > MOST_WORK:
+        raise HalfbyteError("the program needs more than 2**40 multiply-adds for one image")
     for batch in _BATCHES:
         values = value_shapes(program, batch)
         shape, dtype = values.get(program.output, ((), ""))
@@ -65,6 +70,24 @@ def value_shapes(program: Program, batch: int) -> dict[str, tuple[Shape, str]]:
             raise HalfbyteError(f"{_where(op)} makes a value of the impossible size {list(shape)}")
         values[op.output] = (shape, _dtype(op, dtypes))
     return values
+
+
+def work(program: Program) -> int:
+    """About how many multiply-adds one image takes; raises `HalfbyteError` where an operation does not fit."""
+    values = value_shapes(program, 1)
+    return sum(math.prod(values[op.output][0]) * _terms(op, program, values) for op in program.ops)
+
+
+def _terms(op: Op, program: Program, values: dict[str, tuple[Shape, str]]) -> int:
+    """About how many multiply-adds one value of its output takes."""
+    if op.kind in ("linear", "conv"):
+        return math.prod(program.tensors[op.tensors["weight"]].shape[1:])
+    if op.kind == "matmul":
+        return values[op.inputs[0]][0][-1]
+    if op.kind in ("average_pool", "max_pool"):
+        return int(math.prod(op.attributes["kernel"])) * _WORK_OF_VALUE
+    inputs = max((math.prod(values[name][0]) for name in op.inputs), default=1)
+    return max(1, inputs // math.prod(values[op.output][0])) * _WORK_OF_VALUE
 
 
 def _dtype(op: Op, inputs: set[str]) -> str:

@@ -119,6 +119,7 @@ def _softmax(inputs: list[Shape], attributes: Mapping[str, Any], tensors: Mappin
 def _mean(inputs: list[Shape], attributes: Mapping[str, Any], tensors: Mapping[str, Array]) -> Shape:
     axes, shape = set(attributes["axes"]), inputs[0]
     _require(max(axes) < len(shape), f"axes {sorted(axes)} of {list(shape)}")
+    _require(len(axes) == len(attributes["axes"]), "an axis twice")
     kept = [1 if axis in axes else size for axis, size in enumerate(shape) if attributes["keep"] or axis not in axes]
     return tuple(kept)
 

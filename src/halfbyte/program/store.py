@@ -32,6 +32,7 @@ MAGIC, VERSION = b"HBPROG01", 1
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int32", "float32")}
 _MAX_HEADER = 2**26
 _PALETTE, _WORTH = 256, 256
+_GROWTH = 64
 _HEADER = {
     "version": whole(1), "input_shape": [whole(1)], "output": str, "facts": dict,
     "ops": [{"kind": str, "inputs": [str], "output": str, "attributes": optional(dict), "tensors": optional(dict)}],
@@ -102,7 +103,12 @@ def _parsed(content: bytes, shared: Mapping[str, Array]) -> Program:
     if header["version"] > VERSION:
         raise _DamagedError("it was written by a newer halfbyte; upgrade halfbyte")
     tensors, rest = {}, body[4 + length :]
+    # What is stored as one bit may be a float32; beyond that only a file that names one tensor again and again grows.
+    room = _GROWTH * (len(content) + sum(tensor.nbytes for tensor in shared.values())) + _MAX_HEADER
     for entry in header["tensors"]:
+        room -= math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        if room < 0:
+            raise _DamagedError("its tensors are too large for the file")
         tensors[entry["name"]], rest = _read(entry, rest, shared)
     if len(rest):
         raise _DamagedError(f"{len(rest)} bytes too many")

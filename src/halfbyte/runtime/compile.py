@@ -14,8 +14,9 @@ from halfbyte.program.interpret import compute
 from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
 from halfbyte.runtime.memory import CONSTANTS, IMAGE, RESULT, Memory, View, aligned, order_of
 
-# Functions that are computed together with the quantizer behind them.
-_JOINED = {"layer_norm": "norm", "gelu": "gelu", "softmax": "softmax"}
+_PRODUCTS = ("linear", "conv", "matmul")
+# What an honest model stays far below: steps of a plan, and bytes of what is known when it is built.
+MOST_STEPS, MOST_KNOWN = 2**13, 2**28
 
 
 class Rows(NamedTuple):
@@ -42,6 +43,7 @@ class Compiler:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.constants: list[tuple[View, Array]] = []
         self.known: dict[str, Array] = {}
+        self.known_bytes = 0
         self.waiting: dict[str, Rows] = {}
         self.bits: dict[str, int] = {}
         self.consumers: dict[str, list[Op]] = {}
@@ -59,8 +61,9 @@ class Compiler:
                 raise HalfbyteError(f"the native engine has no {op.kind} ({op.output}); use --engine interpreter")
             attributes = at_batch(op.attributes, 1)
             tensors = {role: self.program.tensors[name] for role, name in op.tensors.items()}
-            if (op.inputs and all(name in self.known for name in op.inputs)) or op.kind == "constant":
-                self.known[op.output] = compute(op.kind, [self.known[name] for name in op.inputs], attributes, tensors)
+            if op.kind not in _PRODUCTS and all(name in self.known for name in op.inputs):
+                with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+                    self.know(op, compute(op.kind, [self.known[name] for name in op.inputs], attributes, tensors))
                 continue
             OPERATIONS[op.kind](self, op, attributes, tensors)
         result = self.value(self.program.output)
@@ -71,8 +74,19 @@ class Compiler:
             blob += array.tobytes() + bytes(offset - len(blob) - array.nbytes)
         return self.memory.settle(), bytes(blob), result.size
 
+    def know(self, op: Op, result: Array) -> None:
+        """The value of an operation, the same for all images."""
+        self.known_bytes += result.nbytes
+        if self.known_bytes > MOST_KNOWN:
+            raise HalfbyteError(f"{op.output}: the constants of the program take more than {MOST_KNOWN >> 20} MiB")
+        self.known[op.output] = result
+        if result.dtype == np.uint8:
+            self.bits[op.output] = int(result.max()).bit_length()
+
     def call(self, step: str, *arguments: Any) -> None:
         """The next step, its views among the arguments."""
+        if len(self.calls) >= MOST_STEPS:
+            raise HalfbyteError(f"the program needs more than {MOST_STEPS} native steps; use --engine interpreter")
         self.memory.use(*(argument for argument in arguments if isinstance(argument, View)))
         self.calls.append((step, arguments))
         self.memory.step += 1

@@ -34,7 +34,11 @@ class Engine:
         self.input_shape = program.input_shape
         self.facts = program.facts
         native = kernels()
-        self._plan, self._result = build(program, native)
+        try:
+            self._plan, self._result = build(program, native)
+        except MemoryError:
+            raise HalfbyteError("there is not enough memory for the program") from None
+        # The program's tensors are needed no more.
         del program
         native.return_memory()
 
@@ -47,7 +51,10 @@ class Engine:
         if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
             wanted = ", ".join(map(str, self.input_shape))
             raise HalfbyteError(f"the model takes images [B, {wanted}], not {list(images.shape)}")
-        logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+        try:
+            logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+        except MemoryError:
+            raise HalfbyteError(f"there is not enough memory for {self.threads} threads") from None
         return logits
 
 

@@ -10,6 +10,8 @@ from halfbyte.errors import HalfbyteError
 
 ARENA, CONSTANTS, IMAGE, RESULT = range(4)
 _ALIGNMENT = 64
+# Of the values of one image; what an honest model stays far below.
+MOST_BYTES = 2**32
 
 
 @dataclass(eq=False)
@@ -137,8 +139,8 @@ class Memory:
             block.offset = offset
             placed.append(block)
             top = max(top, offset + block.size)
-        if top > 2**34:
-            raise HalfbyteError("the program needs more than 16 GiB for one image")
+        if top > MOST_BYTES:
+            raise HalfbyteError(f"the program needs more than {MOST_BYTES >> 30} GiB for one image")
         return top
 
 

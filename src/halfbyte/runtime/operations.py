@@ -187,8 +187,10 @@ def _concat(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
 def _roll(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     x = c.value(op.inputs[0])
     out = c.like(x, x.item)
-    cuts = []
+    cuts, shifts = [], dict.fromkeys(a["axes"], 0)
     for shift, axis in zip(a["shifts"], a["axes"], strict=True):
+        shifts[axis] += shift
+    for axis, shift in shifts.items():
         size = x.shape[axis]
         by = shift % size
         # (from, to, length) of what stays in order.
@@ -208,11 +210,12 @@ def _repeat(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     x = x.expand((1,) * (len(times) - len(x.shape)) + x.shape)
     times = [1] * (len(x.shape) - len(times)) + list(times)
     out = c.memory.make(x.item, tuple(size * count for size, count in zip(x.shape, times, strict=True)))
-    for place in itertools.product(*map(range, times)):
-        to = out
-        for axis, index in enumerate(place):
-            to = to.slice(axis, index * x.shape[axis], (index + 1) * x.shape[axis])
-        c.call("copy", x, to)
+    # One copy into a view that has each repeated dimension twice: which repetition, and the place in it.
+    twice = [(count, size) if count > 1 else (size,) for size, count in zip(x.shape, times, strict=True)]
+    to = out.reshape(tuple(itertools.chain.from_iterable(twice)))
+    assert to is not None
+    strides = [(0, stride) if len(sizes) > 1 else (stride,) for sizes, stride in zip(twice, x.strides, strict=True)]
+    c.call("copy", replace(x, shape=to.shape, strides=tuple(itertools.chain.from_iterable(strides))), to)
     _same_bits(c, op)
     c.views[op.output] = out
 

@@ -37,10 +37,16 @@ def linear(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
 
 def conv(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     """Maps of codes; the result lies in memory with its channels innermost."""
-    codes = c.value(op.inputs[0]).select(0, 0)
+    images = c.value(op.inputs[0])
+    if images.shape[0] != 1:
+        raise HalfbyteError(f"{op.output}: the native engine has no convolution of {images.shape[0]} maps of one image")
+    codes = images.select(0, 0)
     table, zero = _numbers(a["input"], op)
-    if table is not None or not 0 <= zero <= 255:
+    padded = any(map(any, a["pads"]))
+    if table is not None or (padded and not 0 <= zero <= 255):
         raise HalfbyteError(f"{op.output}: the native engine has no convolution of such codes")
+    # What pads is a code as well, and may be a larger one than all others.
+    bits = max(_bits(c, op, 0), zero.bit_length() if padded else 0)
     weight, kernel = t["weight"], list(t["weight"].shape[2:])
     sizes = [
         (size + sum(pad) - dilation * (length - 1) - 1) // stride + 1
@@ -59,7 +65,7 @@ def conv(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     c.call(
         "conv", codes, out.select(0, 0), list(by_tap) if depthwise is None else [], max(_LEAST_BITS, a["bits"]),
         list(zeros) if depthwise is None else [], kernel, list(a["strides"]), list(a["dilations"]),
-        [pad[0] for pad in a["pads"]], _bits(c, op, 0), zero, t["scale"], t.get("bias"), depthwise,
+        [pad[0] for pad in a["pads"]], bits, zero, t["scale"], t.get("bias"), depthwise,
     )  # fmt: skip
     c.views[op.output] = out
 

@@ -30,16 +30,23 @@ class Builder {
         : plan_(arena_bytes, input_bytes, output_bytes, constants.data(), static_cast<size_t>(constants.nbytes())) {}
 
     View read(const ViewTuple& t, size_t size) const { return checked(t, size, false); }
-    View write(const ViewTuple& t, size_t size) const { return checked(t, size, true); }
+    // Where a step writes, apart from what it reads.
+    template <class... Views>
+    View write(const ViewTuple& t, size_t size, const Views&... reads) const {
+        View view = checked(t, size, true);
+        (Plan::check_apart(view, reads), ...);
+        return view;
+    }
 
     void rows(const std::string& kind, const ViewTuple& x, const ViewTuple& out, const py::object& weight,
               const py::object& bias, double eps, float factor, const py::object& uniform, const py::object& table, float shift) {
         RowStepOptions o{};
         o.kind = kind == "gelu" ? Source::Kind::gelu : kind == "norm" ? Source::Kind::norm
                : kind == "softmax" ? Source::Kind::softmax : Source::Kind::plain;
+        if (o.kind == Source::Kind::plain && kind != "plain") refuse("no function of rows is called " + kind);
         o.coded = !uniform.is_none() || !table.is_none();
         o.x = read(x, 4);
-        o.out = write(out, o.coded ? 1 : 4);
+        o.out = write(out, o.coded ? 1 : 4, o.x);
         o.weight = values<float>(weight);
         o.bias = values<float>(bias);
         o.eps = eps;
@@ -50,15 +57,17 @@ class Builder {
             o.uniform = Uniform{scale, offset, zero, last};
         }
         o.table = values<uint8_t>(table);
+        if (o.coded && uniform.is_none() && o.table.empty()) refuse("a table has 65536 codes");
         o.shift = shift;
         plan_.add(row_step(std::move(o)));
     }
 
     void linear(const ViewTuple& x, const ViewTuple& out, const py::array_t<uint8_t>& codes, int bits, const py::object& zeros,
                 int left_bits, int32_t left_zero, const py::object& table, const py::object& scale, const py::object& bias) {
+        check_range(left_bits, 1, 8, "left_bits");
         LinearOptions o{};
         o.x = read(x, 1);
-        o.out = write(out, 4);
+        o.out = write(out, 4, o.x);
         o.table = values<int16_t>(table);
         o.bits = left_bits;
         o.zero = left_zero;
@@ -73,9 +82,10 @@ class Builder {
               std::array<size_t, 2> kernel, std::array<size_t, 2> stride, std::array<size_t, 2> dilation,
               std::array<size_t, 2> before, int left_bits, int32_t left_zero, const py::object& scale,
               const py::object& bias, const py::object& depthwise) {
+        check_range(left_bits, 1, 8, "left_bits");
         ConvOptions o{};
         o.x = read(x, 1);
-        o.out = write(out, 4);
+        o.out = write(out, 4, o.x);
         for (int i = 0; i < 2; ++i) {
             o.kernel[i] = kernel[i];
             o.stride[i] = stride[i];
@@ -90,6 +100,7 @@ class Builder {
             plan_.add(depthwise_step(DepthwiseOptions{std::move(o), values<int32_t>(depthwise)}));
             return;
         }
+        if (codes.size() != zeros.size()) refuse("zero points for each group are needed");
         for (size_t group = 0; group < codes.size(); ++group)
             o.rights.push_back(packed(codes[group].cast<py::array_t<uint8_t>>(), bits, zeros[group].cast<py::object>(), left_bits));
         plan_.add(conv_step(std::move(o)));
@@ -99,26 +110,37 @@ class Builder {
                int32_t left_zero, int32_t right_zero, const py::object& table, float scale) {
         check_range(left_bits, 1, 8, "left_bits");
         check_range(right_bits, 1, 8, "right_bits");
-        plan_.add(heads_step(HeadsOptions{read(left, 1), read(right, 1), write(out, 4), left_bits, right_bits, left_zero,
+        View a = read(left, 1), b = read(right, 1), to = write(out, 4, a, b);
+        plan_.add(heads_step(HeadsOptions{std::move(a), std::move(b), std::move(to), left_bits, right_bits, left_zero,
                                           right_zero, values<int16_t>(table), scale}));
     }
 
     void copy(const ViewTuple& x, const ViewTuple& out) {
         const size_t size = std::get<1>(x);
         if (size != 1 && size != 4) refuse("elements have one byte or four");
-        plan_.add(copy_step(read(x, size), write(out, size)));
+        View from = read(x, size), to = write(out, size, from);
+        plan_.add(copy_step(std::move(from), std::move(to)));
     }
-    void fill(const ViewTuple& out, double value) { plan_.add(fill_step(write(out, std::get<1>(out)), value)); }
+    void fill(const ViewTuple& out, float value) { plan_.add(fill_step(write(out, 4), value)); }
     void binary(const std::string& kind, const ViewTuple& x, const ViewTuple& y, const ViewTuple& out) {
-        plan_.add(binary_step(kind, read(x, 4), read(y, 4), write(out, 4)));
+        View a = read(x, 4), b = read(y, 4), to = write(out, 4, a, b);
+        plan_.add(binary_step(kind, std::move(a), std::move(b), std::move(to)));
     }
     void unary(const std::string& kind, const ViewTuple& x, const ViewTuple& out, float low, float high) {
-        plan_.add(unary_step(kind, read(x, 4), write(out, 4), low, high));
+        View from = read(x, 4), to = write(out, 4, from);
+        plan_.add(unary_step(kind, std::move(from), std::move(to), low, high));
     }
-    void mean(const ViewTuple& x, const ViewTuple& out, size_t axes) { plan_.add(mean_step(read(x, 4), write(out, 4), axes)); }
-    void largest(const ViewTuple& x, const ViewTuple& out) { plan_.add(largest_step(read(x, 4), write(out, 4))); }
+    void mean(const ViewTuple& x, const ViewTuple& out, size_t axes) {
+        View from = read(x, 4), to = write(out, 4, from);
+        plan_.add(mean_step(std::move(from), std::move(to), axes));
+    }
+    void largest(const ViewTuple& x, const ViewTuple& out) {
+        View from = read(x, 4), to = write(out, 4, from);
+        plan_.add(largest_step(std::move(from), std::move(to)));
+    }
     void rms(const ViewTuple& x, const ViewTuple& out, const py::object& weight, const py::object& bias, double eps) {
-        plan_.add(rms_step(read(x, 4), write(out, 4), values<float>(weight), values<float>(bias), eps));
+        View from = read(x, 4), to = write(out, 4, from);
+        plan_.add(rms_step(std::move(from), std::move(to), values<float>(weight), values<float>(bias), eps));
     }
 
     py::array_t<float> run(const py::array& images, const std::vector<py::ssize_t>& result, int threads) const {
@@ -155,6 +177,8 @@ class Builder {
         check_range(bits, 1, 8, "bits");
         const uint8_t* from = pointer<uint8_t>(codes, "codes", {any_size, any_size});
         const size_t n = static_cast<size_t>(codes.shape(0)), k = static_cast<size_t>(codes.shape(1));
+        check_range(codes.shape(0), 1, longest, "the number of rows");
+        check_range(codes.shape(1), 1, longest, "the number of columns");
         check_codes(from, n * k, bits, "codes");
         const std::vector<int32_t> own = values<int32_t>(zeros);
         if (own.size() != n) refuse("a zero point for each row is needed");
@@ -162,6 +186,9 @@ class Builder {
         pack(RightSource{from, n, k, static_cast<ptrdiff_t>(k), 1, bits, own.data(), true}, left_bits, active_kernels(), *right);
         return right;
     }
+
+    // The sum of this many codes fits into 32 bits.
+    static constexpr long long longest = 1 << 23;
 
     Plan plan_;
 };

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "kernel_set.h"
@@ -22,8 +24,12 @@ class Buffer {
     uint8_t* data() const { return start_; }
 
   private:
-    std::vector<uint8_t> memory_;
+    struct Free {
+        void operator()(uint8_t* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<uint8_t, Free> memory_;
     uint8_t* start_ = nullptr;
+    size_t size_ = 0;
 };
 
 // The right operand of a product, `n` columns of `k` codes, laid out as the tile reads it: panels of `tile_columns`

@@ -30,7 +30,10 @@ void sums_of(const Tile& t, int32_t (&sums)[rows][tile_columns]) {
                 const uint8_t* at = t.left + i * t.left_stride + step * 4;
                 int16_t a = at[k];
                 if (sizeof(Factor) == 2) std::memcpy(&a, at + k * 2, 2);
-                for (int n = 0; n < tile_columns; ++n) sums[i][n] += static_cast<int32_t>(a) * b[k][n];
+                // Unsigned, because the parts of a sum that fits may pass 2^31 on the way.
+                for (int n = 0; n < tile_columns; ++n)
+                    sums[i][n] = static_cast<int32_t>(static_cast<uint32_t>(sums[i][n]) +
+                                                      static_cast<uint32_t>(static_cast<int32_t>(a) * b[k][n]));
             }
     }
 }
@@ -41,7 +44,6 @@ void tile(const Tile& t) {
     sums_of<Factor, rows>(t, sums);
     for (int i = 0; i < rows; ++i)
         for (int n = 0; n < tile_columns; ++n) {
-            // Unsigned, because the parts of a sum that fits may pass 2^31 on the way.
             uint32_t sum = static_cast<uint32_t>(sums[i][n]) +
                            static_cast<uint32_t>(t.za) * static_cast<uint32_t>(t.column_term[n]);
             if (t.row_sums != nullptr)

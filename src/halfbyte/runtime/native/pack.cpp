@@ -1,6 +1,8 @@
 // Laying out the right operand of a product.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "bounds.h"
 #include "kernels.h"
@@ -99,10 +101,14 @@ void pack_terms(const RightSource& s, PackedRight& into) {
 }  // namespace
 
 uint8_t* Buffer::ensure(size_t bytes) {
-    if (memory_.size() < bytes + cache_line) {
-        memory_.assign(bytes + cache_line, 0);
-        const size_t past = reinterpret_cast<uintptr_t>(memory_.data()) % cache_line;
-        start_ = memory_.data() + (past == 0 ? 0 : cache_line - past);
+    if (start_ == nullptr || size_ < bytes) {
+        // From the system as zeros, which takes no memory before it is touched.
+        std::unique_ptr<uint8_t, Free> memory(static_cast<uint8_t*>(std::calloc(bytes + cache_line, 1)));
+        if (memory == nullptr) throw std::bad_alloc();
+        const size_t past = reinterpret_cast<uintptr_t>(memory.get()) % cache_line;
+        start_ = memory.get() + (past == 0 ? 0 : cache_line - past);
+        size_ = bytes;
+        memory_ = std::move(memory);
     }
     return start_;
 }

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -12,6 +13,29 @@ size_t View::elements() const {
     for (size_t length : shape) count *= length;
     return count;
 }
+
+namespace {
+
+// Far below what 64 bits hold, so that sums of a few such products cannot overflow; far above what memory holds.
+constexpr ptrdiff_t far = ptrdiff_t{1} << 40;
+constexpr size_t most_dimensions = 8;
+
+[[noreturn]] void refuse_view(const char* why) { throw std::invalid_argument(why); }
+
+// Two places of what is written must not be one: threads would write it at once, and the order would decide.
+void check_written(const View& view) {
+    std::vector<size_t> order;
+    for (size_t i = 0; i < view.shape.size(); ++i)
+        if (view.shape[i] > 1) order.push_back(i);
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return view.strides[a] < view.strides[b]; });
+    ptrdiff_t reached = 0;
+    for (size_t i : order) {
+        if (view.strides[i] <= reached) refuse_view("what is written overlaps itself");
+        reached += view.strides[i] * (static_cast<ptrdiff_t>(view.shape[i]) - 1);
+    }
+}
+
+}  // namespace
 
 ptrdiff_t View::lowest() const {
     ptrdiff_t at = offset;
@@ -34,15 +58,29 @@ Plan::Plan(size_t arena_bytes, size_t input_bytes, size_t output_bytes, const ui
 
 void Plan::check(const View& view, size_t size, bool written) const {
     if (view.place < 0 || view.place >= places || view.size != size || view.shape.size() != view.strides.size() ||
-        view.shape.size() > 8 || (written && (view.place == in_constants || view.place == in_image)))
-        throw std::invalid_argument("a view of another kind is needed");
-    for (size_t i = 0; i < view.shape.size(); ++i)
-        if (view.shape[i] == 0 || view.shape[i] > (size_t{1} << 31) || view.strides[i] > (ptrdiff_t{1} << 31) ||
-            view.strides[i] < -(ptrdiff_t{1} << 31))
-            throw std::invalid_argument("a view without elements, or of too many");
-    if (view.offset < 0 || view.offset > (ptrdiff_t{1} << 40) || view.lowest() < 0 ||
+        view.shape.size() > most_dimensions || (written && (view.place == in_constants || view.place == in_image)))
+        refuse_view("a view of another kind is needed");
+    // Dimension by dimension: a product of all of them could overflow before it is looked at.
+    size_t elements = 1;
+    for (size_t i = 0; i < view.shape.size(); ++i) {
+        const ptrdiff_t length = static_cast<ptrdiff_t>(view.shape[i]), stride = view.strides[i];
+        if (length < 1 || length > far || view.shape[i] > static_cast<size_t>(far) / elements)
+            refuse_view("a view without elements, or of too many");
+        elements *= view.shape[i];
+        if (length > 1 && (stride > far / (length - 1) || stride < -far / (length - 1)))
+            refuse_view("a view leaves its memory");
+    }
+    if (view.offset < 0 || view.offset > far || view.lowest() < 0 ||
         (static_cast<size_t>(view.highest()) + 1) * size > bytes_[view.place])
-        throw std::invalid_argument("a view leaves its memory");
+        refuse_view("a view leaves its memory");
+    if (written) check_written(view);
+}
+
+void Plan::check_apart(const View& out, const View& in) {
+    if (out.place != in.place) return;
+    const auto first = [](const View& view) { return static_cast<size_t>(view.lowest()) * view.size; };
+    const auto end = [](const View& view) { return (static_cast<size_t>(view.highest()) + 1) * view.size; };
+    if (first(out) < end(in) && first(in) < end(out)) refuse_view("what is written overlaps what is read");
 }
 
 void Plan::run(const float* images, size_t count, float* results, int threads) const {

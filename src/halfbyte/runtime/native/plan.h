@@ -44,6 +44,8 @@ class Plan {
     void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
     // Throws std::invalid_argument where a view leaves its place, or is none of elements of `size` bytes.
     void check(const View& view, size_t size, bool written) const;
+    // Throws std::invalid_argument where two views that were checked may share memory.
+    static void check_apart(const View& out, const View& in);
 
     // Results of `images` images one behind the other. Several callers may run at once.
     void run(const float* images, size_t count, float* results, int threads) const;

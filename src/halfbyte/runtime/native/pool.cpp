@@ -4,9 +4,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -57,6 +59,7 @@ class Pool {
             else
                 std::this_thread::yield();
         }
+        if (failed_ != nullptr) std::rethrow_exception(std::exchange(failed_, nullptr));
     }
 
   private:
@@ -70,7 +73,14 @@ class Pool {
     }
 
     void take_parts() {
-        for (size_t part; (part = next_.fetch_add(1, std::memory_order_relaxed)) < parts_;) function_(context_, part);
+        try {
+            for (size_t part; (part = next_.fetch_add(1, std::memory_order_relaxed)) < parts_;) function_(context_, part);
+        } catch (...) {
+            // Memory ran out: the other parts are left, and the caller is told when all threads have answered.
+            next_.store(parts_, std::memory_order_relaxed);
+            const std::lock_guard<std::mutex> lock(sleep_);
+            if (failed_ == nullptr) failed_ = std::current_exception();
+        }
     }
 
     void work(int own, uint64_t seen) {
@@ -96,6 +106,7 @@ class Pool {
     void* context_ = nullptr;
     size_t parts_ = 0;
     int helpers_ = 0;
+    std::exception_ptr failed_;
 };
 
 std::atomic<Pool*>& pool() {

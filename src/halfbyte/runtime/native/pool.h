@@ -8,7 +8,8 @@ namespace halfbyte {
 using PartFunction = void (*)(void* context, size_t part);
 
 // Calls `function` for parts 0 .. parts - 1, in the calling thread and up to threads - 1 others, and returns when all
-// are done. Parts must not throw. Where the pool is busy with another caller's work, this caller does its own alone.
+// are done; what a part throws (the first, where
+// there are several) is thrown then. Where the pool is busy with another caller's work, this caller does its own alone.
 void run_parts(size_t parts, int threads, PartFunction function, void* context);
 
 template <class Work>

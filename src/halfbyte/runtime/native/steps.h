@@ -67,7 +67,7 @@ struct HeadsOptions {
 StepPointer heads_step(HeadsOptions options);
 
 StepPointer copy_step(View x, View out);
-StepPointer fill_step(View out, double value);
+StepPointer fill_step(View out, float value);
 // add, subtract, multiply or divide; views of one shape.
 StepPointer binary_step(const std::string& kind, View x, View y, View out);
 // relu, sigmoid, silu, tanh, gelu_tanh, hardsigmoid, hardswish, or clip between low and high.

@@ -1,50 +1,20 @@
 // Steps that multiply codes.
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
+#include "bounds.h"
 #include "pool.h"
+#include "product_rows.h"
 #include "steps.h"
 
 namespace halfbyte {
 namespace {
 
 constexpr size_t rows_of_part = 48;
-
-Buffer& memory_of_thread(int which) {
-    static thread_local Buffer memory[2];
-    return memory[which];
-}
-
-void require(bool fits, const char* what) {
-    if (!fits) throw std::invalid_argument(what);
-}
-
-// Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table.
-struct RowsOfProduct {
-    const PackedRight* right;
-    int bits;
-    int32_t zero;
-    const std::vector<int16_t>* table;
-    Epilogue epilogue;
-
-    void run(const uint8_t* codes, size_t stride, size_t count, float* out, size_t out_stride) const {
-        Left left;
-        left.bits = bits;
-        left.zero = zero;
-        left.codes = codes;
-        left.stride = stride;
-        if (!table->empty()) {
-            const size_t wide = (right->k + 31) / 32 * 32;
-            int16_t* levels = reinterpret_cast<int16_t*>(memory_of_thread(0).ensure(count * wide * 2));
-            for (size_t i = 0; i < count; ++i)
-                right->kernels->rows.look_up(codes + i * stride, right->k, bits, table->data(), levels + i * wide);
-            left.codes = nullptr;
-            left.levels = levels;
-            left.stride = wide;
-        }
-        multiply_rows(left, 0, count, *right, epilogue, out, out_stride);
-    }
-};
+// The sum of this many codes fits into 32 bits.
+constexpr size_t longest = size_t{1} << 23;
 
 class LinearStep : public Step {
   public:
@@ -57,6 +27,9 @@ class LinearStep : public Step {
         require(o_.scale.size() == r.n && (o_.bias.empty() || o_.bias.size() == r.n), "a scale for each column is needed");
         require(o_.table.empty() ? r.left_bits == o_.bits : r.left_bits == 16 && o_.table.size() == 256,
                 "the weight was packed for other codes");
+        require_table(o_.table);
+        // Only sums of levels have a way past 2^31.
+        if (o_.table.empty()) require_product(r, o_.bits, o_.zero);
     }
 
     void run(Bases bases, int threads) const override {
@@ -85,132 +58,6 @@ class LinearStep : public Step {
     LinearOptions o_;
 };
 
-// What convolutions of both kinds know of their windows.
-struct Windows {
-    explicit Windows(const ConvOptions& o) : o(o) {
-        require(o.x.shape.size() == 3 && o.out.shape.size() == 3, "maps have three dimensions");
-        require(o.out.strides[0] == 1, "the channels of the result must be contiguous");
-        height = static_cast<ptrdiff_t>(o.x.shape[1]);
-        width = static_cast<ptrdiff_t>(o.x.shape[2]);
-    }
-
-    // The place in the input of a kernel's row or column; negative or too large in the padding.
-    ptrdiff_t place(int axis, size_t position, size_t step) const {
-        return static_cast<ptrdiff_t>(position * o.stride[axis] + step * o.dilation[axis]) -
-               static_cast<ptrdiff_t>(o.before[axis]);
-    }
-
-    const ConvOptions& o;
-    ptrdiff_t height, width;
-};
-
-class ConvStep : public Step {
-  public:
-    explicit ConvStep(ConvOptions options) : o_(std::move(options)) {
-        const Windows windows(o_);
-        require(!o_.rights.empty() && o_.x.shape[0] % o_.rights.size() == 0, "channels do not divide into groups");
-        channels_ = o_.x.shape[0] / o_.rights.size();
-        size_t outputs = 0;
-        for (const auto& right : o_.rights) {
-            require(right->k == channels_ * o_.kernel[0] * o_.kernel[1] && right->left_bits == o_.bits, "weights do not fit");
-            outputs += right->n;
-        }
-        require(outputs == o_.out.shape[0] && o_.scale.size() == outputs, "a scale for each channel is needed");
-        require(o_.bias.empty() || o_.bias.size() == outputs, "a bias for each channel is needed");
-        require(o_.zero >= 0 && o_.zero <= 255, "what pads must be a code");
-    }
-
-    void run(Bases bases, int threads) const override {
-        const size_t rows = o_.out.shape[1];
-        run_parallel(rows, threads, [&](size_t row) { run_row(bases, row); });
-    }
-
-  private:
-    // One row of the result: its windows become the rows of a matrix.
-    void run_row(Bases bases, size_t row) const {
-        const Windows windows(o_);
-        const uint8_t* x = start<uint8_t>(o_.x, bases);
-        float* out = start<float>(o_.out, bases) + static_cast<ptrdiff_t>(row) * o_.out.strides[1];
-        const size_t columns = o_.out.shape[2], taps = o_.kernel[0] * o_.kernel[1], k = channels_ * taps;
-        uint8_t* patches = memory_of_thread(1).ensure(columns * k);
-        static const std::vector<int16_t> none;
-        size_t first = 0;
-        for (size_t group = 0; group < o_.rights.size(); ++group) {
-            const uint8_t* own = x + static_cast<ptrdiff_t>(group * channels_) * o_.x.strides[0];
-            for (size_t column = 0; column < columns; ++column) gather(windows, own, row, column, patches + column * k);
-            const PackedRight& right = *o_.rights[group];
-            const RowsOfProduct product{&right, o_.bits, o_.zero, &none,
-                                        Epilogue{o_.scale.data() + first, true, o_.bias.empty() ? nullptr : o_.bias.data() + first}};
-            product.run(patches, k, columns, out + first, static_cast<size_t>(o_.out.strides[2]));
-            first += right.n;
-        }
-    }
-
-    void gather(const Windows& windows, const uint8_t* x, size_t row, size_t column, uint8_t* to) const {
-        for (size_t i = 0; i < o_.kernel[0]; ++i) {
-            const ptrdiff_t y = windows.place(0, row, i);
-            for (size_t j = 0; j < o_.kernel[1]; ++j, to += channels_) {
-                const ptrdiff_t z = windows.place(1, column, j);
-                if (y < 0 || y >= windows.height || z < 0 || z >= windows.width) {
-                    std::memset(to, o_.zero, channels_);
-                    continue;
-                }
-                const uint8_t* from = x + y * o_.x.strides[1] + z * o_.x.strides[2];
-                if (o_.x.strides[0] == 1)
-                    std::memcpy(to, from, channels_);
-                else
-                    for (size_t c = 0; c < channels_; ++c) to[c] = from[static_cast<ptrdiff_t>(c) * o_.x.strides[0]];
-            }
-        }
-    }
-
-    ConvOptions o_;
-    size_t channels_ = 0;
-};
-
-class DepthwiseStep : public Step {
-  public:
-    explicit DepthwiseStep(DepthwiseOptions options) : o_(std::move(options)) {
-        const Windows windows(o_.conv);
-        const size_t channels = o_.conv.x.shape[0];
-        require(channels == o_.conv.out.shape[0] && o_.conv.scale.size() == channels, "a scale for each channel is needed");
-        require(o_.weight.size() == channels * o_.conv.kernel[0] * o_.conv.kernel[1], "weights do not fit");
-        require(o_.conv.bias.empty() || o_.conv.bias.size() == channels, "a bias for each channel is needed");
-        require(o_.conv.x.strides[0] == 1, "the channels of the input must be contiguous");
-    }
-
-    void run(Bases bases, int threads) const override {
-        run_parallel(o_.conv.out.shape[1], threads, [&](size_t row) { run_row(bases, row); });
-    }
-
-  private:
-    void run_row(Bases bases, size_t row) const {
-        const ConvOptions& o = o_.conv;
-        const Windows windows(o);
-        const size_t channels = o.x.shape[0];
-        int32_t* sums = reinterpret_cast<int32_t*>(memory_of_thread(1).ensure(channels * 4));
-        for (size_t column = 0; column < o.out.shape[2]; ++column) {
-            std::memset(sums, 0, channels * 4);
-            const int32_t* weight = o_.weight.data();
-            for (size_t i = 0; i < o.kernel[0]; ++i) {
-                const ptrdiff_t y = windows.place(0, row, i);
-                for (size_t j = 0; j < o.kernel[1]; ++j, weight += channels) {
-                    const ptrdiff_t z = windows.place(1, column, j);
-                    if (y < 0 || y >= windows.height || z < 0 || z >= windows.width) continue;
-                    const uint8_t* from = start<uint8_t>(o.x, bases) + y * o.x.strides[1] + z * o.x.strides[2];
-                    for (size_t c = 0; c < channels; ++c) sums[c] += (from[c] - o.zero) * weight[c];
-                }
-            }
-            float* out = start<float>(o.out, bases) + static_cast<ptrdiff_t>(row) * o.out.strides[1] +
-                         static_cast<ptrdiff_t>(column) * o.out.strides[2];
-            for (size_t c = 0; c < channels; ++c) out[c] = static_cast<float>(sums[c]) * o.scale[c];
-            for (size_t c = 0; c < o.bias.size(); ++c) out[c] += o.bias[c];
-        }
-    }
-
-    DepthwiseOptions o_;
-};
-
 class HeadsStep : public Step {
   public:
     explicit HeadsStep(HeadsOptions options) : o_(std::move(options)) {
@@ -221,7 +68,15 @@ class HeadsStep : public Step {
         require((a.shape[2] == 1 || a.strides[2] == 1) && (out.shape[2] == 1 || out.strides[2] == 1), "rows must be contiguous");
         require(a.strides[0] >= 0 && a.strides[1] >= 0 && b.strides[0] >= 0 && out.strides[0] >= 0 && out.strides[1] >= 0,
                 "rows must come in order");
-        require(o_.table.empty() || o_.table.size() == 256, "a table has 256 levels");
+        require(b.shape[1] <= longest && b.shape[2] <= longest, "a product of impossible length");
+        require_table(o_.table);
+        PackedRight right;
+        right.k = b.shape[1];
+        const int64_t last = (1 << o_.right_bits) - 1, zero = o_.right_zero;
+        right.largest = std::max(std::abs(zero), std::abs(last - zero));
+        // Only sums of levels, which have no zero point, have a way past 2^31.
+        require(o_.table.empty() || o_.left_zero == 0, "levels have no zero point");
+        if (o_.table.empty()) require_product(right, o_.left_bits, o_.left_zero);
     }
 
     void run(Bases bases, int threads) const override {
@@ -251,8 +106,6 @@ class HeadsStep : public Step {
 }  // namespace
 
 StepPointer linear_step(LinearOptions options) { return std::make_unique<LinearStep>(std::move(options)); }
-StepPointer conv_step(ConvOptions options) { return std::make_unique<ConvStep>(std::move(options)); }
-StepPointer depthwise_step(DepthwiseOptions options) { return std::make_unique<DepthwiseStep>(std::move(options)); }
 StepPointer heads_step(HeadsOptions options) { return std::make_unique<HeadsStep>(std::move(options)); }
 
 }  // namespace halfbyte

@@ -14,11 +14,12 @@ constexpr size_t piece = 2048;
 class RowStep : public Step {
   public:
     explicit RowStep(RowStepOptions options) : o_(std::move(options)), walk_(walk_of<2>({&o_.x, &o_.out})) {
-        const bool by_row = o_.kind == Source::Kind::norm || o_.kind == Source::Kind::softmax;
+        const bool by_row = this->by_row();
+        if (by_row && o_.x.shape.empty()) throw std::invalid_argument("rows need a dimension");
         columns_ = by_row ? o_.x.shape.back() : walk_.inner;
         if (walk_.inner > 1 && (walk_.stride[0] != 1 || walk_.stride[1] != 1))
             throw std::invalid_argument("rows must be contiguous");
-        if (by_row && (walk_.inner % columns_ != 0 || (columns_ > 1 && o_.x.strides.back() != 1)))
+        if (by_row && (walk_.inner % columns_ != 0 || (columns_ > 1 && (o_.x.strides.back() != 1 || o_.out.strides.back() != 1))))
             throw std::invalid_argument("the last dimension must be contiguous");
         if (o_.kind == Source::Kind::norm && (o_.weight.size() != columns_ || o_.bias.size() != columns_))
             throw std::invalid_argument("a norm needs a weight and a bias for each column");
@@ -31,12 +32,12 @@ class RowStep : public Step {
         float* floats = o_.coded ? nullptr : start<float>(o_.out, bases);
         if (walk_.outer > 1 || !by_row()) {
             share(walk_, threads, [&](const Offsets<2>& at, size_t count) {
-                if (by_row()) return rows(x + at[0], 0, count / columns_, columns_, codes + at[1], floats + at[1]);
+                if (by_row()) return rows(x + at[0], 0, count / columns_, columns_, moved(codes, at[1]), moved(floats, at[1]));
                 // Pieces that stay in the first-level cache between the function and its quantizer.
                 for (size_t done = 0; done < count; done += piece) {
                     const ptrdiff_t skip = static_cast<ptrdiff_t>(done);
                     const size_t columns = std::min(piece, count - done);
-                    rows(x + at[0] + skip, 0, 1, columns, codes + at[1] + skip, floats + at[1] + skip);
+                    rows(x + at[0] + skip, 0, 1, columns, moved(codes, at[1] + skip), moved(floats, at[1] + skip));
                 }
             });
             return;
@@ -48,6 +49,9 @@ class RowStep : public Step {
     }
 
   private:
+    // Only one of codes and floats is there.
+    template <class T>
+    static T* moved(T* to, ptrdiff_t by) { return to == nullptr ? nullptr : to + by; }
     bool by_row() const { return o_.kind == Source::Kind::norm || o_.kind == Source::Kind::softmax; }
 
     void rows(const float* x, size_t begin, size_t end, size_t columns, uint8_t* codes, float* floats) const {
@@ -75,8 +79,9 @@ class RmsStep : public Step {
   public:
     RmsStep(View x, View out, std::vector<float> weight, std::vector<float> bias, double eps)
         : x_(std::move(x)), out_(std::move(out)), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps),
-          walk_(walk_of<2>({&x_, &out_})), columns_(x_.shape.back()) {
-        if (walk_.outer != 1 || walk_.stride[0] != 1 || walk_.stride[1] != 1)
+          walk_(walk_of<2>({&x_, &out_})), columns_(x_.shape.empty() ? 0 : x_.shape.back()) {
+        if (columns_ == 0 || walk_.outer != 1 || (walk_.inner > 1 && (walk_.stride[0] != 1 || walk_.stride[1] != 1)) ||
+            (columns_ > 1 && (x_.strides.back() != 1 || out_.strides.back() != 1)))
             throw std::invalid_argument("rows must be contiguous");
         if (weight_.size() != columns_ || bias_.size() != columns_)
             throw std::invalid_argument("a norm needs a weight and a bias for each column");

@@ -36,24 +36,21 @@ class CopyStep : public Step {
 
 class FillStep : public Step {
   public:
-    FillStep(View out, double value) : out_(std::move(out)), value_(value), walk_(walk_of<1>({&out_})) {}
+    FillStep(View out, float value) : out_(std::move(out)), value_(value), walk_(walk_of<1>({&out_})) {}
 
     void run(Bases bases, int) const override {
         for (size_t i = 0; i < walk_.outer; ++i) {
             const ptrdiff_t at = walk_.at(i)[0];
             for (size_t j = 0; j < walk_.inner; ++j) {
                 const ptrdiff_t place = at + static_cast<ptrdiff_t>(j) * walk_.stride[0];
-                if (out_.size == 1)
-                    start<uint8_t>(out_, bases)[place] = static_cast<uint8_t>(value_);
-                else
-                    start<float>(out_, bases)[place] = static_cast<float>(value_);
+                start<float>(out_, bases)[place] = value_;
             }
         }
     }
 
   private:
     View out_;
-    double value_;
+    float value_;
     Walk<1> walk_;
 };
 
@@ -164,7 +161,8 @@ class ReduceStep : public Step {
             const float* from = x + gone_.at(i)[0];
             for (size_t j = 0; j < gone_.inner; ++j, from += gone_.stride[0]) {
                 sum += *from;
-                largest = std::max(largest, *from);
+                // NaN stays, as it does in NumPy.
+                if (*from > largest || *from != *from) largest = *from;
             }
         }
         return mean_ ? static_cast<float>(sum / static_cast<double>(gone_.outer * gone_.inner)) : largest;
@@ -185,7 +183,7 @@ StepPointer copy_step(View x, View out) {
     return std::make_unique<CopyStep<float>>(std::move(x), std::move(out));
 }
 
-StepPointer fill_step(View out, double value) { return std::make_unique<FillStep>(std::move(out), value); }
+StepPointer fill_step(View out, float value) { return std::make_unique<FillStep>(std::move(out), value); }
 
 StepPointer binary_step(const std::string& kind, View x, View y, View out) {
     if (kind == "add") return binary(std::move(x), std::move(y), std::move(out), [](float a, float b) { return a + b; });
@@ -196,7 +194,7 @@ StepPointer binary_step(const std::string& kind, View x, View y, View out) {
 }
 
 StepPointer unary_step(const std::string& kind, View x, View out, float low, float high) {
-    if (kind == "relu") return unary(std::move(x), std::move(out), [](float v) { return v > 0.0F ? v : 0.0F; });
+    if (kind == "relu") return unary(std::move(x), std::move(out), [](float v) { return v <= 0.0F ? 0.0F : v; });
     if (kind == "clip")
         return unary(std::move(x), std::move(out), [low, high](float v) { return std::min(std::max(v, low), high); });
     if (kind == "sigmoid") return wide(std::move(x), std::move(out), [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
