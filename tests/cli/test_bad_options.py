@@ -77,7 +77,7 @@ def test_usage_errors_are_shown_as_usage(quantize, tmp_path, options, part):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--engine", "natife"), ("--engine", "natife", "torch")),
+        (("--engine", "natife"), ("--engine", "natife", "native")),
         (("--limit", "0"), ("--limit", "at least 1")),
         (("--batch-size", "0"), ("--batch-size", "at least 1")),
         (("--workers", "-1"), ("--workers", "at least 0")),
