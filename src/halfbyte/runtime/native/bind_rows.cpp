@@ -83,10 +83,16 @@ Target target_of(const Uniform& to) {
     return target;
 }
 
-Target target_of(const py::array& table, float shift) {
+// A table and what is known of it.
+struct Table {
+    explicit Table(const py::array& table) : codes(prefix_table(table)), log(log_steps_of(codes)) {}
+    const uint8_t* codes;
+    LogSteps log;
+};
+
+Target target_of(const Table& table, float shift) {
     Target target{};
-    target.table = prefix_table(table);
-    target.shift = shift;
+    target.table = PrefixTable{table.codes, shift, &table.log};
     return target;
 }
 
@@ -102,7 +108,7 @@ void bind_rows(py::module_& m) {
         return to_codes(x, plain_source(x, Kind::plain), target_of(uniform(scale, zero, bits, beta)), to, n);
     }, arg("x"), arg("scale"), arg("zero"), arg("bits"), offset, out, threads);
     m.def("quantize_table", [](const py::array& x, const py::array& table, float shift, const py::object& to, int n) {
-        return to_codes(x, plain_source(x, Kind::plain), target_of(table, shift), to, n);
+        return to_codes(x, plain_source(x, Kind::plain), target_of(Table(table), shift), to, n);
     }, arg("x"), arg("table"), arg("shift") = 0.0F, out, threads);
 
     m.def("gelu", [](const py::array& x, const py::object& to, int n) {
@@ -112,7 +118,7 @@ void bind_rows(py::module_& m) {
         return to_codes(x, plain_source(x, Kind::gelu), target_of(uniform(scale, zero, bits, beta)), to, n);
     }, arg("x"), arg("scale"), arg("zero"), arg("bits"), offset, out, threads);
     m.def("gelu_quantize_table", [](const py::array& x, const py::array& table, float shift, const py::object& to, int n) {
-        return to_codes(x, plain_source(x, Kind::gelu), target_of(table, shift), to, n);
+        return to_codes(x, plain_source(x, Kind::gelu), target_of(Table(table), shift), to, n);
     }, arg("x"), arg("table"), arg("shift") = 0.0F, out, threads);
 
     m.def("layer_norm", [](const py::array& x, const py::object& w, const py::object& b, double eps, const py::object& to, int n) {
@@ -130,7 +136,7 @@ void bind_rows(py::module_& m) {
         return to_codes(x, softmax_source(x, by), target_of(uniform(scale, zero, bits, beta)), to, n);
     }, arg("x"), arg("scale"), arg("zero"), arg("bits"), factor, offset, out, threads);
     m.def("softmax_quantize_table", [](const py::array& x, const py::array& table, float by, float shift, const py::object& to, int n) {
-        return to_codes(x, softmax_source(x, by), target_of(table, shift), to, n);
+        return to_codes(x, softmax_source(x, by), target_of(Table(table), shift), to, n);
     }, arg("x"), arg("table"), factor, arg("shift") = 0.0F, out, threads);
 
     m.def("add", [](const py::array& x, const py::array& y, const py::object& to, int n) {

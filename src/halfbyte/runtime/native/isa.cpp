@@ -21,7 +21,7 @@ Isa isa_of(const std::string& name) {
 bool isa_available(Isa isa) {
 #if HALFBYTE_X86
     __builtin_cpu_init();
-    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == Isa::avx512vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

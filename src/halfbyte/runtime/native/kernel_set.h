@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "log_steps.h"
 
 namespace halfbyte {
 
@@ -47,9 +48,17 @@ struct Norm {
     double eps;
 };
 
+// code = codes[the upper 16 bits of float32(x + shift)]; `log` says what is known of these codes.
+struct PrefixTable {
+    const uint8_t* codes;
+    float shift;
+    const LogSteps* log;
+};
+
+// A function "_quantize" is the function and the quantizer behind it, to the bit.
 struct RowKernels {
     void (*quantize)(const float* x, size_t count, const Uniform& to, uint8_t* codes);
-    void (*quantize_table)(const float* x, size_t count, float shift, const uint8_t* table, uint8_t* codes);
+    void (*quantize_table)(const float* x, size_t count, const PrefixTable& to, uint8_t* codes);
     void (*layer_norm)(const float* x, size_t rows, const Norm& norm, float* out);
     void (*softmax)(const float* x, size_t rows, size_t columns, float factor, float* out);
     void (*gelu)(const float* x, size_t count, float* out);
@@ -57,10 +66,14 @@ struct RowKernels {
     void (*widen)(const uint8_t* codes, size_t count, int16_t* out);
     void (*look_up)(const uint8_t* codes, size_t count, int bits, const int16_t* table, int16_t* out);
     int32_t (*sum)(const uint8_t* codes, size_t count);
+    int64_t (*sum_levels)(const int16_t* levels, size_t count);
     void (*softmax_quantize)(const float* x, size_t rows, size_t columns, float factor, const Uniform& to,
                              uint8_t* codes);
-    void (*softmax_quantize_table)(const float* x, size_t rows, size_t columns, float factor, float shift,
-                                   const uint8_t* table, uint8_t* codes);
+    void (*softmax_quantize_table)(const float* x, size_t rows, size_t columns, float factor, const PrefixTable& to,
+                                   uint8_t* codes);
+    void (*gelu_quantize)(const float* x, size_t count, const Uniform& to, uint8_t* codes);
+    // `scratch`: room for two floats a channel.
+    void (*norm_quantize)(const float* x, size_t rows, const Norm& norm, const Uniform& to, float* scratch, uint8_t* codes);
 };
 
 // The fastest that the instruction set can multiply and add, from registers only: how many are done by `rounds`.

@@ -27,20 +27,60 @@ HALFBYTE_INLINE F to_float(V x) { return _mm256_cvtepi32_ps(x); }
 HALFBYTE_INLINE F multiply_float(F x, F y) { return _mm256_mul_ps(x, y); }
 HALFBYTE_INLINE F add_float(F x, F y) { return _mm256_add_ps(x, y); }
 
+using M = __m256;
+HALFBYTE_INLINE F spread_float(float x) { return _mm256_set1_ps(x); }
+HALFBYTE_INLINE F subtract_float(F x, F y) { return _mm256_sub_ps(x, y); }
+HALFBYTE_INLINE F fused(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
+HALFBYTE_INLINE F greater(F x, F y) { return _mm256_max_ps(x, y); }
+HALFBYTE_INLINE F lesser(F x, F y) { return _mm256_min_ps(x, y); }
+HALFBYTE_INLINE F magnitude(F x) { return _mm256_andnot_ps(spread_float(-0.0F), x); }
+HALFBYTE_INLINE F inverse_of(F x) {
+    const F rough = _mm256_rcp_ps(x);
+    return fused(rough, _mm256_fnmadd_ps(x, rough, spread_float(1.0F)), rough);
+}
+// A mask is -1 in its lanes.
+HALFBYTE_INLINE M above(F x, F y) { return _mm256_cmp_ps(x, y, _CMP_GT_OQ); }
+HALFBYTE_INLINE M less(V x, V y) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(y, x)); }
+HALFBYTE_INLINE M both(M x, M y) { return _mm256_and_ps(x, y); }
+HALFBYTE_INLINE M either(M x, M y) { return _mm256_or_ps(x, y); }
+HALFBYTE_INLINE bool any(M x) { return _mm256_movemask_ps(x) != 0; }
+HALFBYTE_INLINE V to_whole(F x) { return _mm256_cvtps_epi32(x); }
+HALFBYTE_INLINE V to_less(F x) { return _mm256_cvttps_epi32(x); }
+HALFBYTE_INLINE V bits_of(F x) { return _mm256_castps_si256(x); }
+HALFBYTE_INLINE F with_exponent(F x, F shifted) {
+    return _mm256_castsi256_ps(add(bits_of(x), _mm256_slli_epi32(bits_of(shifted), 23)));
+}
+HALFBYTE_INLINE V raised(V x, M where) { return _mm256_sub_epi32(x, bits_of(where)); }
+HALFBYTE_INLINE void store_bytes(uint8_t* at, V x) {
+    const V first = _mm256_set1_epi32(0x0C080400);
+    const V four = _mm256_shuffle_epi8(x, first);
+    const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), eight);
+}
+struct Sixteen {
+    F low, high;
+};
+HALFBYTE_INLINE Sixteen sixteen(const float* at) { return {load_float(at), load_float(at + 8)}; }
+HALFBYTE_INLINE F pick(const Sixteen& from, V index) {
+    const F upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(from.low, index), _mm256_permutevar8x32_ps(from.high, index), upper);
+}
+HALFBYTE_INLINE F gather(const float* from, V index) { return _mm256_i32gather_ps(from, index, 4); }
+
 #define HALFBYTE_AVX2_OR_BETTER
 #include "peak.inl"
 #include "rows.inl"
+#include "rough.inl"
 #include "tile.inl"
 
 // Twelve sums, two vectors of the right operand, one of the left and one product fill the 16 registers. A compiler that
-// may reorder computes all products first and keeps the sums in memory; here each sum is finished before the next.
-HALFBYTE_INLINE V in_place(V sum) {
-    __asm__ volatile("" : "+x"(sum));
-    return sum;
-}
+// may reorder computes all products first and keeps the sums in memory, and one that may choose registers moves sums about;
+// written so, each sum is finished before the next and stays where it is.
+HALFBYTE_INLINE void add_pairs(V& sum, V product) { __asm__ volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product)); }
+HALFBYTE_INLINE void add_in_place(V& sum, V product) { __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product)); }
 
 struct Words {
-    static HALFBYTE_INLINE V dot(V sum, V a, V b) { return in_place(add(sum, _mm256_madd_epi16(a, b))); }
+    static HALFBYTE_INLINE void dot(V& sum, V a, V b) { add_in_place(sum, _mm256_madd_epi16(a, b)); }
 };
 
 // Bytes, in blocks of as many steps as 16 bits hold; the wider sums wait in memory meanwhile.
@@ -66,8 +106,8 @@ void tile_bytes(const Tile& t) {
                 int32_t four;
                 std::memcpy(&four, left + i * t.left_stride, 4);
                 const V a = spread(four);
-                narrow[i][0] = in_place(_mm256_add_epi16(narrow[i][0], _mm256_maddubs_epi16(a, b0)));
-                narrow[i][1] = in_place(_mm256_add_epi16(narrow[i][1], _mm256_maddubs_epi16(a, b1)));
+                add_pairs(narrow[i][0], _mm256_maddubs_epi16(a, b0));
+                add_pairs(narrow[i][1], _mm256_maddubs_epi16(a, b1));
             }
         }
 #pragma GCC unroll 16
@@ -101,9 +141,7 @@ struct FloatPeak {
     using Vector = F;
     static HALFBYTE_INLINE F ones() { return _mm256_set1_ps(1.0F); }
     static HALFBYTE_INLINE F step(F sum, F a) {
-        // An FMA, which every processor with AVX2 has; written out because this target does not include it.
-        __asm__("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(a));
-        return sum;
+        return fused(a, a, sum);
     }
 };
 
@@ -112,7 +150,7 @@ struct FloatPeak {
 const KernelSet& avx2_kernels() {
     static const KernelSet set{Isa::avx2, avx2::tile_rows, avx2::tile_columns, true, avx2::bytes, avx2::words,
                                avx2::peak<avx2::BytePeak, 32>, avx2::peak<avx2::WordPeak, 16>,
-                               avx2::peak<avx2::FloatPeak, 8>, avx2::row_kernels()};
+                               avx2::peak<avx2::FloatPeak, 8>, avx2::rough_row_kernels()};
     return set;
 }
 

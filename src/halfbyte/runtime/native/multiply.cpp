@@ -58,10 +58,7 @@ Block block_of(const Left& left, size_t row, size_t rows, const PackedRight& rig
 
 int64_t row_sum(const Left& left, size_t row, const PackedRight& right) {
     if (left.levels == nullptr) return right.kernels->rows.sum(left.codes + row * left.stride, right.k);
-    const int16_t* levels = left.levels + row * left.stride;
-    int64_t sum = 0;
-    for (size_t k = 0; k < right.k; ++k) sum += levels[k];
-    return sum;
+    return right.kernels->rows.sum_levels(left.levels + row * left.stride, right.k);
 }
 
 // Sums that may pass 2^31: 32-bit sums of as many steps as are safe, added up in 64 bits.

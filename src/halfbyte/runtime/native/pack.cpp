@@ -16,30 +16,39 @@ constexpr int worthwhile_steps = 4;
 
 constexpr uint32_t each_byte = 0x01010101U;
 
-// Four codes of one column, less `half`, as signed bytes; the bytes past K become 0.
+// Four codes, less `half`, as signed bytes. They are below 2 * half, so no byte carries into the next; the high bit turns
+// 128 + x into x.
+inline uint32_t centred(uint32_t four, uint32_t half) { return (four + (128 - half) * each_byte) ^ (0x80U * each_byte); }
+
+// Four codes of one column; the bytes past K become 0.
 inline uint32_t four_codes(const uint8_t* codes, ptrdiff_t stride, size_t count, uint32_t half) {
     uint8_t four[4];
     for (size_t i = 0; i < 4; ++i) four[i] = i < count ? codes[static_cast<ptrdiff_t>(i) * stride] : static_cast<uint8_t>(half);
     uint32_t value;
     std::memcpy(&value, four, 4);
-    // Codes are below 2 * half, so no byte carries into the next; the high bit turns 128 + x into x.
-    return (value + (128 - half) * each_byte) ^ (0x80U * each_byte);
+    return centred(value, half);
 }
 
 void pack_bytes(const RightSource& s, PackedRight& into) {
-    const size_t width = static_cast<size_t>(into.kernels->tile_columns);
+    const size_t width = static_cast<size_t>(into.kernels->tile_columns), whole = s.k / 4;
     const uint32_t half = 1U << (s.bits - 1);
     for (size_t panel = 0; panel < into.panels; ++panel) {
         uint8_t* to = into.data.data() + panel * into.panel_bytes();
         const size_t columns = into.columns_of(panel);
-        for (size_t step = 0; step < into.steps; ++step, to += width * 4) {
-            const size_t count = std::min<size_t>(4, s.k - step * 4);
-            const uint8_t* from = s.codes + static_cast<ptrdiff_t>(step * 4) * s.stride_k +
-                                  static_cast<ptrdiff_t>(panel * width) * s.stride_n;
-            for (size_t column = 0; column < width; ++column) {
-                const uint32_t four =
-                    column < columns ? four_codes(from + static_cast<ptrdiff_t>(column) * s.stride_n, s.stride_k, count, half) : 0;
-                std::memcpy(to + column * 4, &four, 4);
+        if (columns < width) std::memset(to, 0, into.panel_bytes());
+        for (size_t column = 0; column < columns; ++column) {
+            const uint8_t* from = s.codes + static_cast<ptrdiff_t>(panel * width + column) * s.stride_n;
+            uint8_t* own = to + column * 4;
+            for (size_t step = 0; step < into.steps; ++step, own += width * 4) {
+                uint32_t four;
+                if (s.stride_k == 1 && step < whole) {
+                    std::memcpy(&four, from + step * 4, 4);
+                    four = centred(four, half);
+                } else {
+                    four = four_codes(from + static_cast<ptrdiff_t>(step * 4) * s.stride_k, s.stride_k,
+                                      std::min<size_t>(4, s.k - step * 4), half);
+                }
+                std::memcpy(own, &four, 4);
             }
         }
     }
@@ -51,16 +60,23 @@ void pack_words(const RightSource& s, PackedRight& into) {
     for (size_t panel = 0; panel < into.panels; ++panel) {
         int16_t* to = reinterpret_cast<int16_t*>(into.data.data() + panel * into.panel_bytes());
         const size_t columns = into.columns_of(panel);
+        if (columns < width) std::memset(to, 0, into.panel_bytes());
         for (size_t step = 0; step < into.steps; ++step, to += width * 2) {
-            const uint8_t* from = s.codes + static_cast<ptrdiff_t>(step * 2) * s.stride_k +
-                                  static_cast<ptrdiff_t>(panel * width) * s.stride_n;
-            const bool second = step * 2 + 1 < s.k;
-            for (size_t column = 0; column < width; ++column, from += s.stride_n) {
-                const bool real = column < columns;
-                to[column * 2] = real ? static_cast<int16_t>(from[0] - half) : int16_t{0};
-                to[column * 2 + 1] = real && second ? static_cast<int16_t>(from[s.stride_k] - half) : int16_t{0};
-                if (!real) from -= s.stride_n;
-            }
+            const uint8_t* first = s.codes + static_cast<ptrdiff_t>(step * 2) * s.stride_k +
+                                   static_cast<ptrdiff_t>(panel * width) * s.stride_n;
+            const bool pair = step * 2 + 1 < s.k;
+            const uint8_t* second = pair ? first + s.stride_k : first;
+            if (s.stride_n == 1 && pair)
+                // A loop that the compiler can turn into vectors.
+                for (size_t column = 0; column < columns; ++column) {
+                    to[column * 2] = static_cast<int16_t>(first[column] - half);
+                    to[column * 2 + 1] = static_cast<int16_t>(second[column] - half);
+                }
+            else
+                for (size_t column = 0; column < columns; ++column, first += s.stride_n, second += s.stride_n) {
+                    to[column * 2] = static_cast<int16_t>(*first - half);
+                    to[column * 2 + 1] = pair ? static_cast<int16_t>(*second - half) : int16_t{0};
+                }
         }
     }
 }

@@ -33,40 +33,62 @@ void quantize(const float* __restrict x, size_t count, const Uniform& to, uint8_
     for (size_t i = 0; i < count; ++i) codes[i] = code_of(x[i], by);
 }
 
-void quantize_table(const float* __restrict x, size_t count, float shift, const uint8_t* __restrict table,
-                    uint8_t* __restrict codes) {
-    for (size_t i = 0; i < count; ++i) {
-        const float shifted = x[i] + shift;
-        uint32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        codes[i] = table[bits >> 16];
+HALFBYTE_INLINE uint32_t prefix_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits >> 16;
+}
+
+void quantize_table(const float* __restrict x, size_t count, const PrefixTable& to, uint8_t* __restrict codes) {
+    const PrefixTable by = to;
+    for (size_t i = 0; i < count; ++i) codes[i] = by.codes[prefix_of(x[i] + by.shift)];
+}
+
+struct Moments {
+    double mean, deviation;
+};
+
+HALFBYTE_INLINE Moments moments_of(const float* __restrict x, const Norm& norm) {
+    const size_t n = norm.channels, whole = n / sum_lanes * sum_lanes;
+    double lane[sum_lanes] = {};
+    for (size_t i = 0; i < whole; i += sum_lanes)
+        for (size_t j = 0; j < sum_lanes; ++j) lane[j] += static_cast<double>(x[i + j]);
+    for (size_t i = whole; i < n; ++i) lane[i - whole] += static_cast<double>(x[i]);
+    const double mean = joined(lane) / static_cast<double>(n);
+    double square[sum_lanes] = {};
+    for (size_t i = 0; i < whole; i += sum_lanes)
+        for (size_t j = 0; j < sum_lanes; ++j) {
+            const double d = static_cast<double>(x[i + j]) - mean;
+            square[j] += d * d;
+        }
+    for (size_t i = whole; i < n; ++i) {
+        const double d = static_cast<double>(x[i]) - mean;
+        square[i - whole] += d * d;
     }
+    return {mean, __builtin_sqrt(joined(square) / static_cast<double>(n) + norm.eps)};
+}
+
+HALFBYTE_INLINE float normalised(float x, const Moments& by, float weight, float bias) {
+    return static_cast<float>((static_cast<double>(x) - by.mean) / by.deviation * static_cast<double>(weight) +
+                              static_cast<double>(bias));
 }
 
 void layer_norm(const float* __restrict x, size_t rows, const Norm& norm, float* __restrict out) {
-    const size_t n = norm.channels, whole = n / sum_lanes * sum_lanes;
+    const size_t n = norm.channels;
     const float* __restrict weight = norm.weight;
     const float* __restrict bias = norm.bias;
     for (size_t row = 0; row < rows; ++row, x += n, out += n) {
-        double lane[sum_lanes] = {};
-        for (size_t i = 0; i < whole; i += sum_lanes)
-            for (size_t j = 0; j < sum_lanes; ++j) lane[j] += static_cast<double>(x[i + j]);
-        for (size_t i = whole; i < n; ++i) lane[i - whole] += static_cast<double>(x[i]);
-        const double mean = joined(lane) / static_cast<double>(n);
-        double square[sum_lanes] = {};
-        for (size_t i = 0; i < whole; i += sum_lanes)
-            for (size_t j = 0; j < sum_lanes; ++j) {
-                const double d = static_cast<double>(x[i + j]) - mean;
-                square[j] += d * d;
-            }
-        for (size_t i = whole; i < n; ++i) {
-            const double d = static_cast<double>(x[i]) - mean;
-            square[i - whole] += d * d;
-        }
-        const double deviation = __builtin_sqrt(joined(square) / static_cast<double>(n) + norm.eps);
-        for (size_t i = 0; i < n; ++i)
-            out[i] = static_cast<float>((static_cast<double>(x[i]) - mean) / deviation * static_cast<double>(weight[i]) +
-                                        static_cast<double>(bias[i]));
+        const Moments moments = moments_of(x, norm);
+        for (size_t i = 0; i < n; ++i) out[i] = normalised(x[i], moments, weight[i], bias[i]);
+    }
+}
+
+void norm_quantize(const float* __restrict x, size_t rows, const Norm& norm, const Uniform& to, float* __restrict scratch,
+                   uint8_t* __restrict codes) {
+    const size_t n = norm.channels;
+    for (size_t row = 0; row < rows; ++row, x += n, codes += n) {
+        layer_norm(x, 1, norm, scratch);
+        quantize(scratch, n, to, codes);
     }
 }
 
@@ -93,6 +115,11 @@ HALFBYTE_INLINE float gelu_of(float x) {
 
 void gelu(const float* __restrict x, size_t count, float* __restrict out) {
     for (size_t i = 0; i < count; ++i) out[i] = gelu_of(x[i]);
+}
+
+void gelu_quantize(const float* __restrict x, size_t count, const Uniform& to, uint8_t* __restrict codes) {
+    const Uniform by = to;
+    for (size_t i = 0; i < count; ++i) codes[i] = code_of(gelu_of(x[i]), by);
 }
 
 void add_rows(const float* __restrict x, const float* __restrict y, size_t count, float* __restrict out) {
@@ -131,15 +158,39 @@ void look_up(const uint8_t* __restrict codes, size_t count, int bits, const int1
     for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
+// Of at most 2^23 codes.
 int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {
     int32_t sum = 0;
-    for (size_t i = 0; i < count; ++i) sum += codes[i];
+    size_t i = 0;
+#if defined(HALFBYTE_AVX2_OR_BETTER)
+    __m256i eights = _mm256_setzero_si256();
+    for (; i + 32 <= count; i += 32) {
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+        eights = _mm256_add_epi64(eights, _mm256_sad_epu8(at, _mm256_setzero_si256()));
+    }
+    uint64_t part[4];
+    std::memcpy(part, &eights, sizeof(part));
+    sum = static_cast<int32_t>(part[0] + part[1] + part[2] + part[3]);
+#endif
+    for (; i < count; ++i) sum += codes[i];
+    return sum;
+}
+
+// Of levels from 0 on.
+int64_t sum_levels(const int16_t* __restrict levels, size_t count) {
+    constexpr size_t piece = 32768;  // so many levels stay below 2^31
+    int64_t sum = 0;
+    for (size_t done = 0; done < count; done += piece) {
+        int32_t part = 0;
+        for (size_t i = done; i < (count - done < piece ? count : done + piece); ++i) part += levels[i];
+        sum += part;
+    }
     return sum;
 }
 
 #include "softmax.inl"
 
 RowKernels row_kernels() {
-    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes,
-            softmax_quantize, softmax_quantize_table};
+    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes, sum_levels,
+            softmax_quantize, softmax_quantize_table, gelu_quantize, norm_quantize};
 }

@@ -17,8 +17,8 @@ Buffer& values_of_thread() {
 }
 
 void encode(const Target& target, const float* x, size_t count, uint8_t* out, const RowKernels& k) {
-    if (target.table != nullptr)
-        k.quantize_table(x, count, target.shift, target.table, out);
+    if (target.table.codes != nullptr)
+        k.quantize_table(x, count, target.table, out);
     else
         k.quantize(x, count, target.uniform, out);
 }
@@ -45,24 +45,29 @@ void compute_rows(const Source& s, size_t begin, size_t end, float* out) {
 
 void compute_code_rows(const Source& s, const Target& target, size_t begin, size_t end, uint8_t* out) {
     const RowKernels& k = active_kernels().rows;
-    if (s.kind == Source::Kind::plain)
-        return encode(target, s.x + begin * s.columns, (end - begin) * s.columns, out + begin * s.columns, k);
+    const float* x = s.x + begin * s.columns;
+    const size_t rows = end - begin, count = rows * s.columns;
+    const bool table = target.table.codes != nullptr;
+    out += begin * s.columns;
+    if (s.kind == Source::Kind::plain) return encode(target, x, count, out, k);
     if (s.kind == Source::Kind::softmax) {
-        const float* x = s.x + begin * s.columns;
-        out += begin * s.columns;
-        if (target.table != nullptr)
-            return k.softmax_quantize_table(x, end - begin, s.columns, s.factor, target.shift, target.table, out);
-        return k.softmax_quantize(x, end - begin, s.columns, s.factor, target.uniform, out);
+        if (table) return k.softmax_quantize_table(x, rows, s.columns, s.factor, target.table, out);
+        return k.softmax_quantize(x, rows, s.columns, s.factor, target.uniform, out);
+    }
+    if (s.kind == Source::Kind::gelu && !table) return k.gelu_quantize(x, count, target.uniform, out);
+    if (s.kind == Source::Kind::norm && !table) {
+        float* scratch = reinterpret_cast<float*>(values_of_thread().ensure(2 * s.columns * sizeof(float)));
+        return k.norm_quantize(x, rows, s.norm, target.uniform, scratch, out);
     }
     const size_t rows_at_once = std::max<size_t>(1, piece / s.columns);
     float* values = reinterpret_cast<float*>(values_of_thread().ensure(rows_at_once * s.columns * sizeof(float)));
-    for (size_t row = begin; row < end; row += rows_at_once) {
-        const size_t count = std::min(rows_at_once, end - row);
+    for (size_t row = 0; row < rows; row += rows_at_once) {
+        const size_t few = std::min(rows_at_once, rows - row);
         Source part = s;
-        part.x += row * s.columns;
-        if (part.y != nullptr) part.y += row * s.columns;
-        compute_rows(part, 0, count, values);
-        encode(target, values, count * s.columns, out + row * s.columns, k);
+        part.x = x + row * s.columns;
+        if (part.y != nullptr) part.y += (begin + row) * s.columns;
+        compute_rows(part, 0, few, values);
+        encode(target, values, few * s.columns, out + row * s.columns, k);
     }
 }
 

@@ -19,11 +19,10 @@ struct Source {
     float factor;  // what `softmax` multiplies its input by
 };
 
-// How its values become codes: by the table, indexed with the upper 16 bits of float32(value + shift), or uniformly.
+// How its values become codes: by a table where it has codes, or uniformly.
 struct Target {
     Uniform uniform;
-    const uint8_t* table;
-    float shift;
+    PrefixTable table;
 };
 
 // Rows `begin` to `end`, in the calling thread; `out` points at row 0.

@@ -1,5 +1,4 @@
-// Softmax over rows: of the product x * factor (in float32), in double, rounded once to float32. With a quantizer behind
-// it most codes are found in float32, and only where that could be wrong in double.
+// Softmax over rows: of the product x * factor (in float32), in double, rounded once to float32.
 
 // e^x for x <= 0, relative error below 1e-15; 0 below -700, which float32 cannot tell from it.
 HALFBYTE_INLINE double exponential(double x) {
@@ -47,7 +46,7 @@ HALFBYTE_INLINE float largest_of(const float* __restrict x, size_t columns, floa
     return largest;
 }
 
-constexpr size_t row_piece = 512;
+constexpr size_t row_piece = 1024;
 
 // The sum of a row's powers; they are kept in `powers` unless that is null.
 HALFBYTE_INLINE double sum_of_powers(const float* __restrict x, size_t columns, float factor, double top,
@@ -86,120 +85,33 @@ void softmax(const float* __restrict x, size_t rows, size_t columns, float facto
     }
 }
 
-// e^x in float32 for lowest_power <= x <= 0, relative error below 2^-21.
-HALFBYTE_INLINE float rough_exponential(float x) {
-    constexpr float shifter = 12582912.0F;  // 1.5 * 2^23
-    const float shifted = x * 1.44269504F + shifter;
-    const float n = shifted - shifter;
-    const float r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
-    float p = 1.0F / 5040.0F;
-    p = p * r + 1.0F / 720.0F;
-    p = p * r + 1.0F / 120.0F;
-    p = p * r + 1.0F / 24.0F;
-    p = p * r + 1.0F / 6.0F;
-    p = p * r + 0.5F;
-    p = p * r + 1.0F;
-    p = p * r + 1.0F;
-    uint32_t exponent, bits;
-    std::memcpy(&exponent, &shifted, 4);
-    std::memcpy(&bits, &p, 4);
-    bits += exponent << 23;
-    std::memcpy(&p, &bits, 4);
-    return p;
-}
-
-// A quotient found in float32 is wrong by less than this share: the difference of two logits of at most 60 is rounded by
-// 2^-19, which counts twice (in the power and in the sum); the exponential adds 2 * 2^-21, the sum of 512 powers in 16
-// lanes 47 * 2^-24, three roundings 3 * 2^-24. Together 8.5e-6.
-constexpr float doubt = 1.0F / 65536.0F;
-constexpr float lowest_power = -60.0F;
-
-HALFBYTE_INLINE uint32_t prefix_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits >> 16;
-}
-
-// How a quotient becomes a code, by way of a key that does not decrease as the quotient grows. An interval as narrow as
-// twice the doubt holds at most two prefixes, so that of a table, too, its ends tell all codes in it.
-struct ByTable {
-    const uint8_t* table;
-    float shift;
-    using Key = uint16_t;
-    HALFBYTE_INLINE Key key(float x) const { return static_cast<Key>(prefix_of(x)); }
-    HALFBYTE_INLINE uint8_t code(Key k) const { return table[k]; }
-    HALFBYTE_INLINE uint8_t exact(float x) const { return table[prefix_of(x + shift)]; }
-    HALFBYTE_INLINE bool monotone() const { return shift == 0.0F; }
-};
-struct ByStep {
-    Uniform to;
-    using Key = uint8_t;
-    HALFBYTE_INLINE Key key(float x) const { return code_of(x, to); }
-    HALFBYTE_INLINE uint8_t code(Key k) const { return k; }
-    HALFBYTE_INLINE uint8_t exact(float x) const { return code_of(x, to); }
-    HALFBYTE_INLINE bool monotone() const { return true; }
-};
-
-// Fills `low` and `high` with the keys of the least and largest that each quotient can be; false: the row has none.
-template <class By>
-HALFBYTE_INLINE bool rough_keys(const float* __restrict x, size_t columns, float factor, float top, const By& by,
-                                typename By::Key* __restrict low, typename By::Key* __restrict high) {
-    constexpr size_t lanes_of_row = 16;
-    float powers[row_piece + lanes_of_row];
-    float lane[lanes_of_row] = {};
-    float least = 0.0F;
-    for (size_t i = 0; i < columns; ++i) {
-        const float below = x[i] * factor - top;
-        powers[i] = below < lowest_power ? 0.0F : rough_exponential(below);
-    }
-    const size_t padded = (columns + lanes_of_row - 1) / lanes_of_row * lanes_of_row;
-    for (size_t i = columns; i < padded; ++i) powers[i] = 0.0F;
-    for (size_t i = 0; i < padded; i += lanes_of_row)
-        for (size_t j = 0; j < lanes_of_row; ++j) lane[j] += powers[i + j];
-    for (size_t j = 0; j < lanes_of_row; ++j) least += lane[j];
-    if (!(least < 1e30F)) return false;
-    const float share = 1.0F / least;
-    for (size_t i = 0; i < columns; ++i) {
-        const float p = powers[i] * share;
-        low[i] = by.key(p * (1.0F - doubt));
-        // What was too small for the rough exponential may be anything.
-        high[i] = by.key(p > 0.0F ? p * (1.0F + doubt) : 2.0F);
-    }
-    return true;
-}
-
-template <class By>
-void softmax_codes(const float* __restrict x, size_t rows, size_t columns, float factor, const By& by,
-                   uint8_t* __restrict codes) {
-    typename By::Key low[row_piece], high[row_piece];
+// With a quantizer behind it, row after row so that a row's values stay in the first-level cache.
+template <class Encode>
+HALFBYTE_INLINE void softmax_codes(const float* x, size_t rows, size_t columns, float factor, uint8_t* codes,
+                                   const Encode& encode) {
+    float values[row_piece];
     for (size_t row = 0; row < rows; ++row, x += columns, codes += columns) {
-        const float top = largest_of(x, columns, factor);
-        const bool rough = columns <= row_piece && by.monotone() && rough_keys(x, columns, factor, top, by, low, high);
-        if (rough)
-            for (size_t i = 0; i < columns; ++i) codes[i] = by.code(low[i]);
-        double sum = 0.0;
+        if (columns <= row_piece) {
+            softmax(x, 1, columns, factor, values);
+            encode(values, columns, codes);
+            continue;
+        }
+        const double top = static_cast<double>(largest_of(x, columns, factor));
+        const double sum = sum_of_powers(x, columns, factor, top, nullptr);
         for (size_t i = 0; i < columns; ++i) {
-            // Doubtful quotients are rare: sixteen at a time are found to have none.
-            constexpr size_t many = 16;
-            if (rough && i + many <= columns && std::memcmp(low + i, high + i, many * sizeof(low[0])) == 0) {
-                i += many - 1;
-                continue;
-            }
-            if (rough && low[i] == high[i]) continue;
-            const float value = x[i] * factor;
-            if (rough && by.code(low[i]) == by.code(high[i]) && value - top >= lowest_power) continue;
-            if (sum == 0.0) sum = sum_of_powers(x, columns, factor, static_cast<double>(top), nullptr);
-            const double power = exponential(static_cast<double>(value) - static_cast<double>(top));
-            codes[i] = by.exact(static_cast<float>(power / sum));
+            values[0] = static_cast<float>(exponential(static_cast<double>(x[i] * factor) - top) / sum);
+            encode(values, 1, codes + i);
         }
     }
 }
 
 void softmax_quantize(const float* x, size_t rows, size_t columns, float factor, const Uniform& to, uint8_t* codes) {
-    softmax_codes(x, rows, columns, factor, ByStep{to}, codes);
+    softmax_codes(x, rows, columns, factor, codes,
+                  [&](const float* values, size_t count, uint8_t* out) { quantize(values, count, to, out); });
 }
 
-void softmax_quantize_table(const float* x, size_t rows, size_t columns, float factor, float shift,
-                            const uint8_t* table, uint8_t* codes) {
-    softmax_codes(x, rows, columns, factor, ByTable{table, shift}, codes);
+void softmax_quantize_table(const float* x, size_t rows, size_t columns, float factor, const PrefixTable& to,
+                            uint8_t* codes) {
+    softmax_codes(x, rows, columns, factor, codes,
+                  [&](const float* values, size_t count, uint8_t* out) { quantize_table(values, count, to, out); });
 }

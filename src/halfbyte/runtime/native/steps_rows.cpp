@@ -24,6 +24,7 @@ class RowStep : public Step {
         if (o_.kind == Source::Kind::norm && (o_.weight.size() != columns_ || o_.bias.size() != columns_))
             throw std::invalid_argument("a norm needs a weight and a bias for each column");
         if (!o_.table.empty() && o_.table.size() != 65536) throw std::invalid_argument("a table has 65536 codes");
+        if (!o_.table.empty()) log_ = log_steps_of(o_.table.data());
     }
 
     void run(Bases bases, int threads) const override {
@@ -65,14 +66,14 @@ class RowStep : public Step {
         if (!o_.coded) return compute_rows(source, begin, end, floats);
         Target target{};
         target.uniform = o_.uniform;
-        target.table = o_.table.empty() ? nullptr : o_.table.data();
-        target.shift = o_.shift;
+        target.table = PrefixTable{o_.table.empty() ? nullptr : o_.table.data(), o_.shift, &log_};
         compute_code_rows(source, target, begin, end, codes);
     }
 
     RowStepOptions o_;
     Walk<2> walk_;
     size_t columns_;
+    LogSteps log_;
 };
 
 class RmsStep : public Step {

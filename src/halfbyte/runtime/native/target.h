@@ -15,8 +15,8 @@
 #define HALFBYTE_TARGET_END HALFBYTE_PRAGMA(GCC pop_options)
 #endif
 
-#define HALFBYTE_AVX2 "avx2"
-#define HALFBYTE_AVX512 "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512"
+#define HALFBYTE_AVX2 "avx2,fma"
+#define HALFBYTE_AVX512 "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HALFBYTE_INLINE inline __attribute__((always_inline))

@@ -33,7 +33,7 @@ HALFBYTE_INLINE void finish(V (&sums)[rows][vectors], const Tile& t) {
     }
 }
 
-// Products that are added up in 32 bits at once: `dot(sum, left, right)`.
+// Products that are added up in 32 bits at once, by `dot(sum, left, right)`.
 template <class Dot, int rows>
 void tile_direct(const Tile& t) {
     V sums[rows][vectors];
@@ -53,7 +53,7 @@ void tile_direct(const Tile& t) {
             std::memcpy(&four, left + i * t.left_stride, 4);
             const V a = spread(four);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; ++j) sums[i][j] = Dot::dot(sums[i][j], a, b[j]);
+            for (int j = 0; j < vectors; ++j) Dot::dot(sums[i][j], a, b[j]);
         }
     }
     finish<rows>(sums, t);
