@@ -20,7 +20,11 @@ MOST_STEPS, MOST_KNOWN = 2**13, 2**28
 
 
 class Rows(NamedTuple):
-    """A function of the values of a view, row by row, that a quantizer may follow."""
+    """A function of the values of a view, row by row, that a quantizer may follow.
+
+    A "map" multiplies by `weight` and adds `bias` along the innermost dimension, adds the view `y`, and ends with a
+    ReLU, each where it is there.
+    """
 
     kind: str
     x: View
@@ -28,6 +32,8 @@ class Rows(NamedTuple):
     bias: Array | None = None
     eps: float = 0.0
     factor: float = 1.0
+    y: View | None = None
+    relu: bool = False
 
 
 class Compiler:
@@ -96,6 +102,13 @@ class Compiler:
         readers = self.consumers.get(name, [])
         return len(readers) == 1 and readers[0].kind in kinds and name != self.program.output
 
+    def wait(self, op: Op, rows: Rows, *others: str) -> None:
+        """Compute a function when its values are needed: with the quantizer behind it, or an operation of another kind
+        that takes it up, if that is all that reads it."""
+        self.waiting[op.output] = rows
+        if not self.alone(op.output, "quantize", "quantize_log", *others):
+            self.value(op.output)
+
     def value(self, name: str) -> View:
         """The view of a value; one that waited is computed now."""
         if name in self.waiting:
@@ -134,6 +147,10 @@ class Compiler:
 
     def rows(self, rows: Rows, out: View, **quantizer: Any) -> None:
         """A function of rows into floats, or into codes by `uniform` or a `table` with a `shift`."""
+        if rows.kind == "map":
+            x, y, to = (view if view is None else view.transpose(order_of(rows.x)) for view in (rows.x, rows.y, out))
+            self.call("map", x, y, to, rows.weight, rows.bias, rows.relu, quantizer.get("uniform"))
+            return
         self.call(
             "rows", rows.kind, rows.x, out, rows.weight, rows.bias, rows.eps, rows.factor,
             quantizer.get("uniform"), quantizer.get("table"), quantizer.get("shift", 0.0),

@@ -11,18 +11,23 @@ import numpy as np
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.ops import Array, Op
 from halfbyte.runtime.compile import Compiler, Handler, Rows
+from halfbyte.runtime.maps import add, affine, relu
 from halfbyte.runtime.memory import View, order_of
 from halfbyte.runtime.products import conv, linear, matmul
 
 Attributes = dict[str, Any]
 Tensors = dict[str, Array]
-_UNARY = ("relu", "sigmoid", "silu", "tanh", "gelu_tanh", "hardsigmoid", "hardswish")
+_UNARY = ("sigmoid", "silu", "tanh", "gelu_tanh", "hardsigmoid", "hardswish")
 _BINARY = ("add", "subtract", "multiply", "divide")
 
 
 def _source(c: Compiler, op: Op) -> Rows:
     """What a quantizer reads: a function that waits for it, or plain values."""
     name = op.inputs[0]
+    several = max(len(op.attributes.get(number, [])) for number in ("scale", "zero")) > 1
+    if name in c.waiting and c.waiting[name].kind == "map" and (several or op.kind != "quantize"):
+        # A map ends in one uniform quantizer.
+        c.value(name)
     return c.waiting.pop(name) if name in c.waiting else Rows("plain", c.packed_rows(c.value(name), False))
 
 
@@ -53,22 +58,15 @@ def _quantize_log(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     c.views[op.output], c.bits[op.output] = out, len(rising).bit_length()
 
 
-def _wait(c: Compiler, op: Op, rows: Rows) -> None:
-    """Compute a function when its values are needed: with the quantizer behind it, if that is all that reads it."""
-    c.waiting[op.output] = rows
-    if not c.alone(op.output, "quantize", "quantize_log"):
-        c.value(op.output)
-
-
 def _layer_norm(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     x = c.packed_rows(c.value(op.inputs[0]), True)
     channels = x.shape[-1]
     weight, bias = t.get("weight", np.ones(channels, np.float32)), t.get("bias", np.zeros(channels, np.float32))
-    _wait(c, op, Rows("norm", x, weight, bias, a["eps"]))
+    c.wait(op, Rows("norm", x, weight, bias, a["eps"]))
 
 
 def _gelu(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
-    _wait(c, op, Rows("gelu", c.packed_rows(c.value(op.inputs[0]), False)))
+    c.wait(op, Rows("gelu", c.packed_rows(c.value(op.inputs[0]), False)))
 
 
 def _softmax(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
@@ -80,7 +78,7 @@ def _softmax(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
         view = c.value(name)
     if a["axis"] != len(view.shape) - 1:
         raise HalfbyteError(f"{op.output}: the native engine's softmax goes along the last dimension")
-    _wait(c, op, Rows("softmax", c.packed_rows(view, True), factor=factor))
+    c.wait(op, Rows("softmax", c.packed_rows(view, True), factor=factor))
 
 
 def _rms_norm(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
@@ -98,6 +96,8 @@ def _binary(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
             c.waiting[op.output] = Rows("factor", c.value(op.inputs[0]), factor=a["scalar"])
             return
         x, y = c.value(op.inputs[0]), c.constant(np.array(a["scalar"], np.float32))
+    elif op.kind == "add" and add(c, op):
+        return
     else:
         x, y = (c.value(name) for name in op.inputs)
     shape = np.broadcast_shapes(x.shape, y.shape)
@@ -113,16 +113,6 @@ def _unary(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
     out = c.like(x)
     c.call("unary", op.kind, x, out, a.get("low", 0.0), a.get("high", 0.0))
     c.views[op.output] = out
-
-
-def _affine(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
-    x = c.value(op.inputs[0])
-    for kind, role in (("multiply", "scale"), ("add", "shift")):
-        shape = tuple(-1 if axis == a["axis"] else 1 for axis in range(len(x.shape)))
-        out = c.like(x)
-        c.call("binary", kind, x, c.constant(t[role].reshape(shape)).expand(x.shape), out)
-        x = out
-    c.views[op.output] = x
 
 
 def _mean(c: Compiler, op: Op, a: Attributes, t: Tensors) -> None:
@@ -258,9 +248,9 @@ def _same_bits(c: Compiler, op: Op) -> None:
 
 OPERATIONS: dict[str, Handler] = {
     "quantize": _quantize, "quantize_log": _quantize_log, "linear": linear, "conv": conv, "matmul": matmul,
-    "layer_norm": _layer_norm, "gelu": _gelu, "softmax": _softmax, "rms_norm": _rms_norm, "affine": _affine,
+    "layer_norm": _layer_norm, "gelu": _gelu, "softmax": _softmax, "rms_norm": _rms_norm, "affine": affine,
     "mean": _mean, "max_pool": _pool, "average_pool": _pool, "pad": _pad, "concat": _concat, "roll": _roll,
     "repeat": _repeat, "gather": _gather, "constant": _view, "clip": _unary,
-    **dict.fromkeys(_BINARY, _binary), **dict.fromkeys(_UNARY, _unary),
+    "relu": relu, **dict.fromkeys(_BINARY, _binary), **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(("reshape", "transpose", "slice", "select", "expand"), _view),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 // Python's side of a plan: it is built step by step, then run.
 #include <pybind11/stl.h>
 
+#include <optional>
 
 #include "arrays.h"
 #include "bind.h"
@@ -51,15 +52,26 @@ class Builder {
         o.bias = values<float>(bias);
         o.eps = eps;
         o.factor = factor;
-        if (!uniform.is_none()) {
-            const auto [scale, offset, zero, last] = uniform.cast<std::tuple<float, float, float, float>>();
-            if (!(scale > 0) || !(last >= 1 && last <= 255)) refuse("a quantizer needs a positive scale and codes up to 255");
-            o.uniform = Uniform{scale, offset, zero, last};
-        }
+        if (!uniform.is_none()) o.uniform = uniform_of(uniform);
         o.table = values<uint8_t>(table);
         if (o.coded && uniform.is_none() && o.table.empty()) refuse("a table has 65536 codes");
         o.shift = shift;
         plan_.add(row_step(std::move(o)));
+    }
+
+    void map(const ViewTuple& x, const std::optional<ViewTuple>& y, const ViewTuple& out, const py::object& scale,
+             const py::object& shift, bool relu, const py::object& uniform) {
+        MapOptions o{};
+        o.coded = !uniform.is_none();
+        if (o.coded) o.uniform = uniform_of(uniform);
+        o.x = read(x, 4);
+        o.added = y.has_value();
+        o.y = read(y.value_or(x), 4);
+        o.out = write(out, o.coded ? 1 : 4, o.x, o.y);
+        o.scale = values<float>(scale);
+        o.shift = values<float>(shift);
+        o.relu = relu;
+        plan_.add(map_step(std::move(o)));
     }
 
     void linear(const ViewTuple& x, const ViewTuple& out, const py::array_t<uint8_t>& codes, int bits, const py::object& zeros,
@@ -166,6 +178,12 @@ class Builder {
     size_t steps() const { return plan_.steps(); }
 
   private:
+    static Uniform uniform_of(const py::object& numbers) {
+        const auto [scale, offset, zero, last] = numbers.cast<std::tuple<float, float, float, float>>();
+        if (!(scale > 0) || !(last >= 1 && last <= 255)) refuse("a quantizer needs a positive scale and codes up to 255");
+        return {scale, offset, zero, last};
+    }
+
     View checked(const ViewTuple& t, size_t size, bool written) const {
         View view = view_of(t);
         plan_.check(view, size, written);
@@ -199,6 +217,7 @@ void bind_plan(py::module_& m) {
     py::class_<Builder>(m, "Plan", "A network as steps on views of memory.")
         .def(py::init<size_t, size_t, size_t, const py::array_t<uint8_t>&>())
         .def("rows", &Builder::rows)
+        .def("map", &Builder::map)
         .def("linear", &Builder::linear)
         .def("conv", &Builder::conv)
         .def("heads", &Builder::heads)

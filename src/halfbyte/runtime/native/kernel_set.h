@@ -48,6 +48,17 @@ struct Norm {
     double eps;
 };
 
+// Rows of x, times `scale` and with `shift` added column by column (both null: as they are), then with `y` added (null:
+// without), then without what is negative where `relu`.
+struct Map {
+    const float* x;
+    const float* y;
+    size_t columns;
+    const float* scale;
+    const float* shift;
+    bool relu;
+};
+
 // code = codes[the upper 16 bits of float32(x + shift)]; `log` says what is known of these codes.
 struct PrefixTable {
     const uint8_t* codes;
@@ -74,6 +85,8 @@ struct RowKernels {
     void (*gelu_quantize)(const float* x, size_t count, const Uniform& to, uint8_t* codes);
     // `scratch`: room for two floats a channel.
     void (*norm_quantize)(const float* x, size_t rows, const Norm& norm, const Uniform& to, float* scratch, uint8_t* codes);
+    // Rows from `begin` on; `out` is for the first of them.
+    void (*map)(const Map& m, size_t begin, size_t rows, float* out);
 };
 
 // The fastest that the instruction set can multiply and add, from registers only: how many are done by `rounds`.

@@ -126,6 +126,40 @@ void add_rows(const float* __restrict x, const float* __restrict y, size_t count
     for (size_t i = 0; i < count; ++i) out[i] = x[i] + y[i];
 }
 
+// x * scale + shift, then + y, then ReLU, each where it is asked for, and each rounded.
+template <bool scaled, bool added, bool relu>
+void map_as(const Map& m, size_t begin, size_t rows, float* __restrict out) {
+    const size_t n = m.columns;
+    const float* __restrict scale = m.scale;
+    const float* __restrict shift = m.shift;
+    const float* x = m.x + begin * n;
+    const float* y = added ? m.y + begin * n : nullptr;
+    for (size_t row = 0; row < rows; ++row, x += n, out += n) {
+        for (size_t i = 0; i < n; ++i) {
+            float value = x[i];
+            if (scaled) value = value * scale[i] + shift[i];
+            if (added) value = value + y[i];
+            if (relu) value = value <= 0.0F ? 0.0F : value;
+            out[i] = value;
+        }
+        if (added) y += n;
+    }
+}
+
+void map(const Map& m, size_t begin, size_t rows, float* out) {
+    Map all = m;
+    if (m.scale != nullptr) {
+        if (m.y != nullptr) return (m.relu ? map_as<true, true, true> : map_as<true, true, false>)(m, begin, rows, out);
+        return (m.relu ? map_as<true, false, true> : map_as<true, false, false>)(m, begin, rows, out);
+    }
+    // Without columns of their own the rows are one.
+    all.x += begin * m.columns;
+    all.columns = rows * m.columns;
+    if (m.y == nullptr) return (m.relu ? map_as<false, false, true> : map_as<false, false, false>)(all, 0, 1, out);
+    all.y += begin * m.columns;
+    (m.relu ? map_as<false, true, true> : map_as<false, true, false>)(all, 0, 1, out);
+}
+
 void widen(const uint8_t* __restrict codes, size_t count, int16_t* __restrict out) {
     for (size_t i = 0; i < count; ++i) out[i] = codes[i];
 }
@@ -192,5 +226,5 @@ int64_t sum_levels(const int16_t* __restrict levels, size_t count) {
 
 RowKernels row_kernels() {
     return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes, sum_levels,
-            softmax_quantize, softmax_quantize_table, gelu_quantize, norm_quantize};
+            softmax_quantize, softmax_quantize_table, gelu_quantize, norm_quantize, map};
 }

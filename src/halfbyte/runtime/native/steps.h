@@ -26,6 +26,18 @@ struct RowStepOptions {
 };
 StepPointer row_step(RowStepOptions options);
 
+// x times `scale` plus `shift` for each column of the last dimension (both empty: as it is), plus y where `added`, then ReLU
+// where `relu`; codes where `coded`. All views are contiguous.
+struct MapOptions {
+    View x, y, out;
+    bool added = false;
+    std::vector<float> scale, shift;
+    bool relu = false;
+    bool coded = false;
+    Uniform uniform{};
+};
+StepPointer map_step(MapOptions options);
+
 // Codes [M, K], their rows `x.strides[0]` apart, times a packed weight.
 struct LinearOptions {
     View x, out;

@@ -146,26 +146,45 @@ class ReduceStep : public Step {
         const float* x = start<float>(x_, bases);
         float* out = start<float>(out_, bases);
         share(kept_, threads, [&](const Offsets<2>& at, size_t count) {
-            for (size_t i = 0; i < count; ++i) {
-                const ptrdiff_t n = static_cast<ptrdiff_t>(i);
-                out[at[1] + n * kept_.stride[1]] = reduced(x + at[0] + n * kept_.stride[0]);
+            for (size_t done = 0; done < count; done += group) {
+                const ptrdiff_t first = static_cast<ptrdiff_t>(done);
+                reduce(x + at[0] + first * kept_.stride[0], std::min(group, count - done), out + at[1] + first * kept_.stride[1]);
             }
         });
     }
 
   private:
-    float reduced(const float* x) const {
-        double sum = 0;
-        float largest = x[0];
+    // So many results at once: where they lie side by side, as channels do, so do the values that they are made of.
+    static constexpr size_t group = 64;
+
+    void reduce(const float* x, size_t count, float* out) const {
+        double sum[group] = {};
+        float largest[group];
+        for (size_t n = 0; n < count; ++n) largest[n] = x[static_cast<ptrdiff_t>(n) * kept_.stride[0]];
         for (size_t i = 0; i < gone_.outer; ++i) {
             const float* from = x + gone_.at(i)[0];
             for (size_t j = 0; j < gone_.inner; ++j, from += gone_.stride[0]) {
-                sum += *from;
-                // NaN stays, as it does in NumPy.
-                if (*from > largest || *from != *from) largest = *from;
+                if (kept_.stride[0] == 1)
+                    take(from, 1, count, sum, largest);
+                else
+                    take(from, kept_.stride[0], count, sum, largest);
             }
         }
-        return mean_ ? static_cast<float>(sum / static_cast<double>(gone_.outer * gone_.inner)) : largest;
+        for (size_t n = 0; n < count; ++n) {
+            const double mean = sum[n] / static_cast<double>(gone_.outer * gone_.inner);
+            out[static_cast<ptrdiff_t>(n) * kept_.stride[1]] = mean_ ? static_cast<float>(mean) : largest[n];
+        }
+    }
+
+    void take(const float* from, ptrdiff_t stride, size_t count, double* sum, float* largest) const {
+        if (mean_)
+            for (size_t n = 0; n < count; ++n) sum[n] += from[static_cast<ptrdiff_t>(n) * stride];
+        else
+            for (size_t n = 0; n < count; ++n) {
+                const float value = from[static_cast<ptrdiff_t>(n) * stride];
+                // NaN stays, as it does in NumPy.
+                largest[n] = value > largest[n] || value != value ? value : largest[n];
+            }
     }
 
     View x_, out_;
