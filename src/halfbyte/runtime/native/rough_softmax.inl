@@ -93,14 +93,17 @@ void rough_softmax_quantize(const float* x, size_t rows, size_t columns, float f
     const Places places(to);
     const F start = spread_float(places.start);
     const auto rough = [&](Row& row) {
-        // A power is wrong by the rounding of its own logit and of the difference, at most 87 more; see rough_power.
-        const float doubt = (row.doubt * 2.0F + 1e-5F) * places.size;
-        if (!places.usable || !(doubt < most_doubt)) return Found::none;
-        const F share = spread_float(places.by / row.sum), clear = Places::clear_of(doubt);
+        // A power is wrong by the rounding of its own logit and of the difference, at most 87 more; see rough_power. All of
+        // that is in proportion to the power, and few are large.
+        const float share_of_doubt = 2.0F * row.doubt + 1e-5F, doubt = 8.0F * unit * places.size;
+        if (!places.usable || !(doubt < most_doubt) || !(share_of_doubt < most_doubt)) return Found::none;
+        const F share = spread_float(places.by / row.sum), less = spread_float(-share_of_doubt);
+        const F clear = spread_float(0.5F - doubt + share_of_doubt * places.start);
         bool wrong = false;
         for (size_t i = 0; i < row.padded; i += lanes) {
             V found;
-            const bool here = any(places.settle(fused(load_float(row.powers + i), share, start), clear, found));
+            const F place = fused(load_float(row.powers + i), share, start);
+            const bool here = any(places.settle(place, fused(place, less, clear), found));
             store_bytes(row.codes + i, found);
             row.doubtful[i / lanes] = here;
             wrong = wrong || here;
