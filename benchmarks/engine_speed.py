@@ -2,6 +2,7 @@
 
     python benchmarks/engine_speed.py --out benchmarks/results/engine_speed.json                 # random weights
     python benchmarks/engine_speed.py --artifact runs/deit --out ...                             # and a real artifact
+    python benchmarks/engine_speed.py --table --out ...                                          # the README's table
 
 Models of timm with random weights and the ranges of two random images: speed does not depend on the values. "W4A4" and
 so on has uniform quantizers and log-sqrt2 ones behind softmax, as `repq`; "adalog" has AdaLog's behind softmax and
@@ -184,6 +185,32 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"  {one['engine']:26} {one['milliseconds']:9.2f} ms {ratio:6.2f}", flush=True)
 
 
+PEERS = ("onnxruntime float", "onnxruntime int8 static", "onnxruntime int8 dynamic", "openvino float")
+NAMES = {"default": "all", "avx2": "AVX2"}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: for each group how often the native engine's first form fits into the time of each peer."""
+    lines = [
+        "| | threads | batch | instructions | native, ms | PyTorch | ONNX Runtime float | int8 static | int8 dynamic "
+        "| OpenVINO float |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for one in rows:
+        key = (one["model"], one["threads"], one["batch_size"], one["setting"])
+        groups.setdefault(key, {})[one["engine"]] = one["milliseconds"]
+    for (model, threads, batch, setting), found in groups.items():
+        native = {name.removeprefix("native "): ms for name, ms in found.items() if name.startswith("native")}
+        first = next(iter(native.values()))
+        torch_best = min(ms for name, ms in found.items() if name.startswith("torch"))
+        times = [torch_best, *(found.get(name) for name in PEERS)]
+        ratios = " | ".join("" if ms is None else f"{ms / first:.2f}" for ms in times)
+        forms = ", ".join(f"{form} {ms:.1f}" for form, ms in native.items())
+        lines.append(f"| {model} | {threads} | {batch} | {NAMES[setting]} | {forms} | {ratios} |")
+    return "\n".join(lines)
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
@@ -193,6 +220,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="without torch compiled")
     parser.add_argument("--shapes", nargs="+", help="only these, such as 1x1 or 2x8: threads x batch")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--table", action="store_true", help="print what --out holds, and measure nothing")
     parser.add_argument("--out", type=Path, required=True)
     # What a process is given that measures one setting.
     for name, kind in (("--setting", str), ("--model", str), ("--threads", int), ("--batch-size", int)):
@@ -206,6 +234,9 @@ def main() -> None:
         measure(options)
         return
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    if options.table:
+        print(table(known["rows"]))
+        return
     groups: list[tuple[list[str], tuple[tuple[int, int], ...]]] = [
         (["--model", name], MODELS[name][1]) for name in options.models
     ]
