@@ -27,5 +27,14 @@ def unpack(stream: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     if stream.dtype != np.uint8 or stream.shape != (packed_size(count, bits),):
         raise ValueError(f"{count} codes of {bits} bits take {packed_size(count, bits)} bytes, not {stream.shape}")
-    spread = np.unpackbits(stream, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(spread, axis=1, bitorder="little").reshape(shape)
+    # Eight codes are whole bytes, so that each of the eight comes from the same bits of them.
+    groups = np.zeros(((count + 7) // 8, bits), np.uint8)
+    groups.reshape(-1)[: stream.size] = stream
+    codes = np.empty((len(groups), 8), np.uint8)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        code = groups[:, byte] >> shift
+        if shift + bits > 8:
+            code |= groups[:, byte + 1] << (8 - shift)
+        codes[:, place] = code & (2**bits - 1)
+    return codes.reshape(-1)[:count].reshape(shape)
