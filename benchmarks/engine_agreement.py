@@ -67,7 +67,7 @@ def main() -> None:
         print(json.dumps(row))
     if options.out:
         before = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-        facts = {"environment": environment("cpu"), "rows": before + rows}
+        facts = {"environment": environment(torch.device("cpu")), "rows": before + rows}
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
