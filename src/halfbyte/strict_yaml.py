@@ -24,7 +24,9 @@ def shown(value: Any) -> str:
 def package_files(folder: str) -> dict[str, Path]:
     """The YAML files in a folder of the package, by name without ending, sorted."""
     found = resources.files("halfbyte").joinpath(*folder.split("/"))
-    return dict(sorted((entry.name[:-5], Path(str(entry))) for entry in found.iterdir() if entry.name.endswith(".yaml")))
+    return dict(
+        sorted((entry.name[:-5], Path(str(entry))) for entry in found.iterdir() if entry.name.endswith(".yaml"))
+    )
 
 
 def read_text(path: Path, what: str) -> str:
