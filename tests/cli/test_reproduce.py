@@ -182,6 +182,7 @@ def test_a_bounded_row_is_run_and_called_so(reproduce, filled, out, no_cuda):
     assert (row["status"], row["bounded"]) == ("done", ["qla.images=32", "repq.images=8"])
     assert row["ours"]["images"] == {"calibration": 32, "evaluation": 4}
     assert "| qla; bounded: qla.images=32, repq.images=8 |" in (out / "table.md").read_text()
+    assert "bounded: resnet-qla-w3a3: qla.images=32, repq.images=8" in done.out
 
 
 def test_weights_come_from_the_folder_by_checkpoint_name_or_architecture(

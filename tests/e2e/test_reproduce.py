@@ -49,7 +49,7 @@ def test_the_rows_of_deit_tiny_fill_in_spite_of_sigkill(
         (["--resume"], lambda: '"step"' in (first / "log.jsonl").read_text()),
         (["--resume"], (second / "log.jsonl").exists),
     ):
-        kill_when([*command, str(killed), *resume], reached)
+        kill_when([*command, str(killed), *resume], reached, seconds=1800)
         assert not (second / "metrics.json").exists()
     kept = (first / "model.safetensors").stat().st_mtime_ns
     resumed = subprocess.run([*command, str(killed), "--resume"], capture_output=True, text=True)

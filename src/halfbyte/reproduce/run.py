@@ -33,50 +33,50 @@ def reproduce(request: Request, progress: Progress | None = None) -> dict[str, A
     others go on. With `resume` finished rows are kept, an unfinished one continues, skipped and failed ones are tried
     again. Raises `HalfbyteError` for what would be wrong for every row, before the folder is made.
     """
-    tables = load_tables(request.tables)
-    rows = chosen_rows(tables, request.rows)
-    planner = Planner(request, rows)
     with world() as processes:
         progress = (progress or Progress()) if processes.leads else Progress(quiet=True)
-        folder = _opened(request, rows, processes)
-    entries = [_entry(row, request.seed) for row in rows]
-    titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
-    facts = {"schema": 1, "tables": titles, "rows": entries}
-    for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
-        progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
-        entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
-        _write(facts, folder)
+        with processes.agreed():
+            tables = load_tables(request.tables)
+            rows = chosen_rows(tables, request.rows)
+            planner = Planner(request, rows)
+            folder = _folder(request, processes)
+            fresh = folder.admit(request.resume, request.force) is Found.NOTHING
+        with processes.agreed():
+            if fresh:
+                _begin(folder, rows)
+        entries = [_entry(row, request.seed) for row in rows]
+        titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
+        facts = {"schema": 1, "tables": titles, "rows": entries}
+        for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
+            progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
+            entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
+            _write(facts, folder)
     folder.log("finished")
     return facts
 
 
-def _opened(request: Request, rows: list[Row], processes: World) -> RunFolder:
-    """The folder of all rows, checked and begun; what only some rows depend on is compared in theirs."""
+def _folder(request: Request, processes: World) -> RunFolder:
+    """The folder of all rows; what only some rows depend on is compared in theirs."""
     settings = {
         "data": request.data and str(request.data), "calib": request.calib and str(request.calib),
         "val": request.val and str(request.val), "labels": request.labels and str(request.labels),
         "limit": request.limit, "batch_size": request.batch_size, "crop_pct": request.crop_pct,
         "interpolation": request.interpolation, "seed": request.seed,
     }  # fmt: skip
-    folder = RunFolder(request.out, settings, processes.leads)
-    with processes.agreed():
-        fresh = folder.admit(request.resume, request.force) is Found.NOTHING
-    with processes.agreed():
-        if fresh:
-            folder.start()
-            for row in rows:
-                _forget(_place(folder, row), processes)
-    return folder
+    return RunFolder(request.out, settings, processes.leads)
+
+
+def _begin(folder: RunFolder, rows: list[Row]) -> None:
+    """Make the folder, and remove earlier runs of the rows, which may have had other settings."""
+    folder.start()
+    for row in rows if folder.writes else ():
+        place = _place(folder, row)
+        if RunFolder(place, {}).found() in (Found.FINISHED, Found.UNFINISHED):
+            shutil.rmtree(place)
 
 
 def _place(folder: RunFolder, row: Row) -> Path:
     return folder.path / row.table / row.name
-
-
-def _forget(place: Path, processes: World) -> None:
-    """Remove a row's earlier run, which may be one under other settings."""
-    if processes.leads and RunFolder(place, {}).found() in (Found.FINISHED, Found.UNFINISHED):
-        shutil.rmtree(place)
 
 
 def _outcome(row: Row, planner: Planner, folder: RunFolder, progress: Progress, alone: bool) -> dict[str, Any]:
@@ -109,8 +109,9 @@ def _named(error: Exception) -> str:
 def _write(facts: dict[str, Any], folder: RunFolder) -> None:
     """Replace the table on disk."""
     if folder.writes:
-        text = json.dumps(facts, indent=1) + "\n"
-        write_files(folder.path, {JSON: text.encode(), MARKDOWN: as_markdown(facts).encode()})
+        # An error may quote a file's name, which may hold bytes that are no text; json escapes them by itself.
+        text, page = json.dumps(facts, indent=1) + "\n", as_markdown(facts).encode("utf-8", "backslashreplace")
+        write_files(folder.path, {JSON: text.encode(), MARKDOWN: page})
 
 
 def _entry(row: Row, seed: int) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def print_facts(facts: Facts) -> None:
     console = open_console()
     if grid.rows:
         console.print(grid)
+    for entry in facts["rows"]:
+        if entry["bounded"]:
+            console.print(f"bounded: {entry['row']}: {', '.join(entry['bounded'])}", highlight=False, soft_wrap=True)
     for status, reasons in _missing(facts["rows"]).items():
         for reason, names in reasons.items():
             console.print(f"{status}: {', '.join(names)}: {reason}", highlight=False, soft_wrap=True)
