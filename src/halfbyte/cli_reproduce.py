@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from halfbyte.reproduce.show import listed, print_facts, print_rows
-from halfbyte.reproduce.table import chosen_rows, load_tables
 from halfbyte.terminal import check_writable, write_json
 
 FAILED = 1
@@ -48,6 +46,9 @@ def reproduce(
 ) -> None:
     """Run the papers' tables, and put what was published beside what comes out; exit code 1: a row failed."""
     given: dict[str, Any] = locals()
+    from halfbyte.reproduce.show import listed, print_facts, print_rows
+    from halfbyte.reproduce.table import chosen_rows, load_tables
+
     given = {key: value for key, value in given.items() if key not in ("table", "list_", "rows", "set_", "json_file")}
     names, patterns = (table,) if table else (), tuple(rows or ())
     check_writable(json_file)
