@@ -1,9 +1,11 @@
-"""What tests of several folders use: the processes of one run as threads of the test, and a run that is killed."""
+"""What tests of several folders use: the processes of one run as threads of the test, a run that is killed, and a
+machine whose network and hub are not there."""
 
 from __future__ import annotations
 
 import copy
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -90,3 +92,26 @@ def kill_when() -> Callable[..., None]:
         assert process.wait() == -signal.SIGKILL
 
     return kill
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A network without names or routes, counting the attempts."""
+    attempts = []
+
+    def refuse(*address, **_):
+        attempts.append(address)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return attempts
+
+
+@pytest.fixture
+def empty_hub(monkeypatch, tmp_path):
+    """A cache of the hub with nothing in it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"

@@ -73,9 +73,12 @@ class World:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the processes that torchrun started, for the length of a with-block."""
+    """Join the processes that torchrun started, for the length of a with-block; inside of another, stay in its."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
+        return
+    if distributed.is_initialized():
+        yield World(distributed.get_rank(), distributed.get_world_size())
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(_local("RANK", 0) % torch.cuda.device_count())

@@ -31,3 +31,17 @@ def did_you_mean(name: str, options: Iterable[str], count: int = 3) -> str:
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def outside_reason(error: Exception) -> str | None:
+    """What is wrong outside the program, with a remedy; None for an error of its own, whose traceback is wanted."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror or text or type(error).__name__}; mend that and give the command again"
+    # torch tells both in RuntimeErrors, with advice for programmers behind the first sentence.
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory; give a smaller --batch-size, or fewer --calib-images"
+    if "DataLoader worker" in text:
+        return f"a process that reads images died ({text.split('. ')[0]}); give --workers 0"
+    return None

@@ -165,12 +165,17 @@ def check_at_least(least: int, **values: int | None) -> None:
             raise HalfbyteError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 
-def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
+def checked_device(options: Options) -> torch.device:
+    """The device of a run; raises `HalfbyteError` for it and for numbers that no run can have."""
     check_at_least(0, workers=options.workers, seed=options.seed)
     check_at_least(1, batch_size=options.batch_size, limit=options.limit, calib_images=options.calib_images)
     if options.seed > MAX_SEED:
         raise HalfbyteError(f"--seed must be at most {MAX_SEED}, not {options.seed}")
-    device = pick_device(options.device)
+    return pick_device(options.device)
+
+
+def read_inputs(options: Options, recipe: Recipe, progress: Progress) -> Inputs:
+    device = checked_device(options)
     loaded = _load(options)
     if loaded.source.note:
         progress.say(f"{loaded.source.architecture}.{loaded.source.tag}: {loaded.source.note}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import reprlib
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ import yaml
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.families.layout import ROLES, Site
 from halfbyte.quantizers.base import check_bits
+from halfbyte.strict_yaml import keys_and_values, package_files, parse_yaml, read_text, shown
 
 OPERANDS = ("weight", "activation")
-MAX_RECIPE_BYTES = 2**20
-MAX_DIGITS = 20
 KEYS = ("name", "bits", "paper_exact", "if_possible", "fewer_images", "steps")
 
 
@@ -111,7 +108,7 @@ class Recipe:
         names = [call.name for call in self.steps]
         if step not in names:
             raise HalfbyteError(f"--set {assignment}: {self.source} has no step {step!r}{did_you_mean(step, names)}")
-        value = _parsed(text, f"--set {assignment}")
+        value = parse_yaml(text, f"--set {assignment}")
         steps = tuple(
             replace(call, parameters={**call.parameters, key: value}) if call.name == step else call
             for call in self.steps
@@ -142,39 +139,25 @@ class Recipe:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, default_flow_style=None, width=100)
 
 
-def shown(value: Any) -> str:
-    """A value as messages quote it: short, however long the value."""
-    return reprlib.repr(value)
-
-
 def builtin_recipes() -> tuple[str, ...]:
     """The names of the recipes that come with the package."""
-    folder = resources.files("halfbyte") / "recipes"
-    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+    return tuple(package_files("recipes"))
 
 
 def load_recipe(name_or_file: str | Path) -> Recipe:
     """A built-in recipe by name, or a file; raises `HalfbyteError` that names the key and the file."""
-    name = str(name_or_file)
-    if name in builtin_recipes():
-        text = (resources.files("halfbyte") / "recipes" / f"{name}.yaml").read_text("utf-8")
-        return parse_recipe(text, f"recipe {name}")
+    name, builtin = str(name_or_file), package_files("recipes")
+    if name in builtin:
+        return parse_recipe(read_text(builtin[name], "recipe"), f"recipe {name}")
     path = Path(name)
     if not path.is_file():
-        raise HalfbyteError(f"no recipe or file {name!r}{did_you_mean(name, builtin_recipes())}")
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise HalfbyteError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: not a recipe")
-        return parse_recipe(path.read_text("utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise HalfbyteError(f"{path} is not a text file in UTF-8") from None
-    except OSError as error:
-        raise HalfbyteError(f"cannot read the recipe {path}: {error.strerror}") from None
+        raise HalfbyteError(f"no recipe or file {name!r}{did_you_mean(name, builtin)}")
+    return parse_recipe(read_text(path, "recipe"), str(path))
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
     """Read the YAML of a recipe strictly."""
-    plain = _mapping(_parsed(text, source), source, KEYS)
+    plain = keys_and_values(parse_yaml(text, source), source, KEYS)
     for key in ("name", "steps"):
         if key not in plain:
             raise HalfbyteError(f"{source}: the key {key!r} is missing")
@@ -195,62 +178,14 @@ def parse_recipe(text: str, source: str) -> Recipe:
     return Recipe(plain["name"], bits, calls, if_possible=tuple(optional), source=source, **flags)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses what PyYAML takes silently: a key given twice, aliases (small files that unfold without end), and whole
-    numbers that no recipe needs."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str):
-                raise yaml.YAMLError(f"the key {key!r} is not a text")
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"the key {sorted(twice)[0]!r} is given twice")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-    def whole_number(self, node: Any) -> int:
-        if len(node.value) > MAX_DIGITS:
-            raise yaml.YAMLError(f"the number {node.value[:MAX_DIGITS]}... is too long")
-        value: int = self.construct_yaml_int(node)
-        return value
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.whole_number)
-
-
-def _parsed(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise HalfbyteError(f"{source} is not valid YAML: {error}") from None
-    except Exception as error:  # a tag such as !!bool or !!timestamp raises whatever its constructor happens to raise
-        raise HalfbyteError(f"{source} is not valid YAML: a value does not fit its type ({error})") from None
-
-
-def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise HalfbyteError(f"{where}: expected keys and values, not {shown(value)}")
-    for key in value:
-        if key not in keys:
-            raise HalfbyteError(f"{where}: unknown key {key!r}{did_you_mean(key, keys)}")
-    return value
-
-
 def bit_plan(value: Any, source: str) -> BitPlan:
     """The bit widths as a recipe writes them, checked; `source` is what messages quote."""
     where = f"{source}: bits"
-    plain = _mapping(value, where, (*OPERANDS, "roles", "sites"))
+    plain = keys_and_values(value, where, (*OPERANDS, "roles", "sites"))
     defaults = {operand: check_bits(plain[operand], f"{where}.{operand}") for operand in OPERANDS if operand in plain}
     roles, sites = plain.get("roles") or {}, plain.get("sites") or {}
     role_bits = {role: _bits(bits, f"{where}.roles.{role}") for role, bits in
-                 _mapping(roles, f"{where}.roles", ROLES).items()}  # fmt: skip
+                 keys_and_values(roles, f"{where}.roles", ROLES).items()}  # fmt: skip
     if not isinstance(sites, dict):
         raise HalfbyteError(f"{where}.sites must map name patterns to bits, not {shown(sites)}")
     site_bits = {pattern: _bits(bits, f"{where}.sites.{pattern}") for pattern, bits in sites.items()}
@@ -260,7 +195,7 @@ def bit_plan(value: Any, source: str) -> BitPlan:
 def _bits(value: Any, where: str) -> Bits:
     if isinstance(value, dict):
         return Bits(**{key: check_bits(bits, f"{where}.{key}") for key, bits in
-                       _mapping(value, where, OPERANDS).items()})  # fmt: skip
+                       keys_and_values(value, where, OPERANDS).items()})  # fmt: skip
     both = check_bits(value, where)
     return Bits(both, both)
 

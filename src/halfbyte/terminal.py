@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
 from halfbyte.report.wording import bit_widths
 
 # Of a list of nodes.
@@ -146,3 +149,19 @@ def _share(percent: float) -> str:
 
 def _figure(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def check_writable(json_file: Path | None) -> None:
+    """Raise `HalfbyteError`, before any work, where `--json` names no place for a file."""
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
+
+
+def write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
+    """Write what was printed for machines too, where `--json` is given."""
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(facts, indent=2))
+        except OSError as error:
+            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
+        Progress().say(f"wrote {json_file}")

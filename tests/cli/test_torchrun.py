@@ -103,6 +103,31 @@ def test_a_refusal_is_told_once(tmp_path, finished_run, read_run):
     assert read_run(tmp_path / "out").everything == before
 
 
+@pytest.mark.slow
+def test_two_processes_fill_a_table_together(tmp_path, read_run):
+    (tmp_path / "mine.yaml").write_text(
+        "title: t\nsource: s\nmeasured: m\nrecipes: [percentile]\nmodels: {r: {checkpoint: fashion_resnet, top1: 91}}\n"
+        "rows: [{model: r, bits: w8a8, top1: 90}, {model: r, bits: w4a4, top1: 80}, "
+        "{model: r, bits: w3a3, top1: 1, recipes: [qla], settings: [qla.images=4000]}]"
+    )
+    command = ["reproduce", str(tmp_path / "mine.yaml"), "--limit", "20", "--workers", "0", "--out"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "halfbyte"]
+    two = subprocess.run(
+        [sys.executable, *torchrun, *command, tmp_path / "two"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("r-percentile-w4a4") == two.stderr.count("row 2 of 3") == 1
+    one = subprocess.run([sys.executable, "-m", "halfbyte", *command, tmp_path / "one"], capture_output=True)
+    assert one.returncode == 0, one.stderr
+    tables = [json.loads((tmp_path / name / "table.json").read_text())["rows"] for name in ("one", "two")]
+    assert [row["status"] for row in tables[0]] == [row["status"] for row in tables[1]] == ["done", "done", "skipped"]
+    for row, same in zip(*tables, strict=True):
+        if row["ours"]:
+            assert row["ours"]["quantized"] == same["ours"]["quantized"]
+            place = f"mine/{row['row']}"
+            assert read_run(tmp_path / "one" / place).artifact == read_run(tmp_path / "two" / place).artifact
+
+
 # The same with threads in the place of processes
 
 

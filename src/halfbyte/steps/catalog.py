@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from halfbyte.errors import HalfbyteError, did_you_mean
-from halfbyte.recipe import Recipe, StepCall, shown
+from halfbyte.recipe import Recipe, StepCall
 from halfbyte.registry import Registry
 from halfbyte.session import Step
 from halfbyte.steps.adalog import AdaLog
@@ -29,6 +29,7 @@ from halfbyte.steps.refit import Refit
 from halfbyte.steps.repq import RepQ
 from halfbyte.steps.rotate import Rotate
 from halfbyte.steps.train import Train
+from halfbyte.strict_yaml import shown
 
 STEPS: Registry[type[Any]] = Registry("step")
 STEPS.register("repq")(RepQ)

@@ -1,0 +1,124 @@
+"""The rows of the papers' tables run one behind the other, each a run folder of its own, and the table they fill."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import traceback
+from pathlib import Path
+from typing import Any
+
+from halfbyte.api import quantize
+from halfbyte.artifact_files import write_files
+from halfbyte.distributed import World, world
+from halfbyte.errors import HalfbyteError, outside_reason
+from halfbyte.progress import Progress
+from halfbyte.reproduce.plan import MissingError, Planner, Request
+from halfbyte.reproduce.show import as_markdown
+from halfbyte.reproduce.table import Row, chosen_rows, load_tables
+from halfbyte.run_folder import Found, RunFolder
+
+JSON, MARKDOWN = "table.json", "table.md"
+# Of a run's metrics, what the table keeps.
+FACTS = ("weights", "paper_exact", "images", "float", "quantized", "bytes", "operations", "seconds",
+         "peak_rss_bytes", "environment")  # fmt: skip
+OPEN, DONE, SKIPPED, FAILED = "open", "done", "skipped", "failed"
+
+
+def reproduce(request: Request, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the rows that are missing and write `table.json` and `table.md` into the request's `out`; returns the former.
+
+    A row whose weights, images or labels are not here is skipped, one that fails is noted with its error, and the
+    others go on. With `resume` finished rows are kept, an unfinished one continues, skipped and failed ones are tried
+    again. Raises `HalfbyteError` for what would be wrong for every row, before the folder is made.
+    """
+    with world() as processes:
+        progress = (progress or Progress()) if processes.leads else Progress(quiet=True)
+        with processes.agreed():
+            tables = load_tables(request.tables)
+            rows = chosen_rows(tables, request.rows)
+            planner = Planner(request, rows)
+            folder = _folder(request, processes)
+            fresh = folder.admit(request.resume, request.force) is Found.NOTHING
+        with processes.agreed():
+            if fresh:
+                _begin(folder, rows)
+        entries = [_entry(row, request.seed) for row in rows]
+        titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
+        facts = {"schema": 1, "tables": titles, "rows": entries}
+        for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
+            progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
+            entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
+            _write(facts, folder)
+    folder.log("finished")
+    return facts
+
+
+def _folder(request: Request, processes: World) -> RunFolder:
+    """The folder of all rows; what only some rows depend on is compared in theirs."""
+    settings = {
+        "data": request.data and str(request.data), "calib": request.calib and str(request.calib),
+        "val": request.val and str(request.val), "labels": request.labels and str(request.labels),
+        "limit": request.limit, "batch_size": request.batch_size, "crop_pct": request.crop_pct,
+        "interpolation": request.interpolation, "seed": request.seed,
+    }  # fmt: skip
+    return RunFolder(request.out, settings, processes.leads)
+
+
+def _begin(folder: RunFolder, rows: list[Row]) -> None:
+    """Make the folder, and remove earlier runs of the rows, which may have had other settings."""
+    folder.start()
+    for row in rows if folder.writes else ():
+        place = _place(folder, row)
+        if RunFolder(place, {}).found() in (Found.FINISHED, Found.UNFINISHED):
+            shutil.rmtree(place)
+
+
+def _place(folder: RunFolder, row: Row) -> Path:
+    return folder.path / row.table / row.name
+
+
+def _outcome(row: Row, planner: Planner, folder: RunFolder, progress: Progress, alone: bool) -> dict[str, Any]:
+    """What became of a row: the part of its entry that a run decides."""
+    try:
+        plan = planner.plan(row, _place(folder, row))
+        metrics = quantize(plan.options, progress=progress).metrics
+        ours = {fact: metrics.get(fact) for fact in FACTS}
+        return {"status": DONE, "reason": None, "bounded": list(plan.bounded), "ours": ours}
+    except MissingError as error:
+        progress.say(f"skipped: {error}")
+        return {"status": SKIPPED, "reason": str(error)}
+    except Exception as error:  # whatever a model or a machine does to one row, the others are still wanted
+        told = isinstance(error, HalfbyteError)
+        if not (told or alone):
+            raise  # other processes wait for this one in the same row
+        reason = str(error) if told else outside_reason(error) or _named(error)
+        progress.say(f"failed: {reason}")
+        folder.log("failed", row=f"{row.table}/{row.name}", error=reason, traceback=traceback.format_exc())
+    # The traceback held the model; what the next row needs is to be free by then.
+    gc.collect()
+    return {"status": FAILED, "reason": reason}
+
+
+def _named(error: Exception) -> str:
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
+
+
+def _write(facts: dict[str, Any], folder: RunFolder) -> None:
+    """Replace the table on disk."""
+    if folder.writes:
+        # An error may quote a file's name, which may hold bytes that are no text; json escapes them by itself.
+        text, page = json.dumps(facts, indent=1) + "\n", as_markdown(facts).encode("utf-8", "backslashreplace")
+        write_files(folder.path, {JSON: text.encode(), MARKDOWN: page})
+
+
+def _entry(row: Row, seed: int) -> dict[str, Any]:
+    return {
+        "table": row.table, "row": row.name, "model": row.model.name, "checkpoint": row.model.checkpoint,
+        "recipe": Path(row.recipe).stem, "settings": list(row.settings),
+        "bits": {"weight": row.weight_bits, "activation": row.activation_bits}, "notes": row.notes,
+        "published": {"top1": row.top1, "float": row.model.top1, "source": row.source, "measured": row.measured},
+        "seed": seed, "status": OPEN, "reason": None, "bounded": [], "ours": None,
+    }  # fmt: skip

@@ -1,0 +1,363 @@
+"""`halfbyte reproduce` on a table of embedded models: what it leaves, what it skips, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from halfbyte import api
+from halfbyte.models.load import create_architecture
+from halfbyte.reproduce import run as reproduce_run
+from halfbyte.run_folder import RunFolder
+
+TABLE = """
+title: Embedded models
+source: a paper
+measured: something else
+recipes: [percentile]
+models:
+  resnet: {checkpoint: fashion_resnet, top1: 91.3, note: trained here}
+  own: {checkpoint: cifar_resnet20, top1: 80}
+rows:
+  - {model: resnet, bits: w8a8, top1: 91.0}
+  - {model: resnet, bits: w4a4, top1: 85.5}
+  - {model: resnet, bits: w4a8, top1: 90, recipes: [minmax]}
+"""
+# What a row that cannot be run here adds to the table.
+ROWS = {
+    "long": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [qla], long: a week}\n",
+    "labels": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [vvtq], labels: a teacher's}\n",
+    "images": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [qla], settings: [qla.images=4000]}\n",
+    "step": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [rotated.yaml]}\n",
+    "weights": "  - {model: own, bits: w4a4, top1: 70}\n",
+}
+RUNS = ("resnet-percentile-w8a8", "resnet-percentile-w4a4", "resnet-minmax-w4a8")
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    (tmp_path / "rotated.yaml").write_text("name: rotated\nsteps: [rotate, percentile]")
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    return tmp_path / "mine.yaml"
+
+
+@pytest.fixture
+def reproduce(halfbyte, table, out):
+    """`halfbyte reproduce` of the table, with rows added to it; options given later win."""
+
+    def run(*options: object, added: tuple[str, ...] = ()):
+        table.write_text(TABLE + "".join(ROWS[name] for name in added))
+        return halfbyte("reproduce", table, "--limit", 16, "--workers", 0, "--out", out, *options)
+
+    return run
+
+
+@pytest.fixture
+def filled(out):
+    """The table that was written, without what differs between two runs of one command."""
+
+    def read(folder: Path = out) -> dict:
+        facts = json.loads((folder / "table.json").read_text())
+        for entry in facts["rows"]:
+            for key in ("seconds", "peak_rss_bytes") if entry["ours"] else ():
+                del entry["ours"][key]
+        return facts
+
+    return read
+
+
+@pytest.fixture
+def own_images(tmp_path) -> Path:
+    """Pictures in colour for a model that comes without any."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "own.npz", x=pixels, y=np.arange(40) % 10)
+    return tmp_path / "own.npz"
+
+
+# What it leaves
+
+
+def test_published_figures_stand_beside_ours(reproduce, filled, out, monkeypatch, contents):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = reproduce("--json", out.parent / "facts.json", "--seed", 3)
+    assert done.code == 0, done.err
+    facts = filled()
+    assert json.loads((out.parent / "facts.json").read_text()) == json.loads((out / "table.json").read_text())
+    assert {path.name for path in out.iterdir()} == {"table.json", "table.md", "log.jsonl", "mine"}
+    assert [(row["row"], row["status"], row["seed"]) for row in facts["rows"]] == [(name, "done", 3) for name in RUNS]
+    for row in facts["rows"]:
+        folder = out / "mine" / row["row"]
+        assert {path.name for path in folder.iterdir()} >= contents - {"program.bin"}
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert row["ours"]["quantized"] == metrics["quantized"]
+        assert row["ours"]["weights"]["sha256"] == metrics["weights"]["sha256"]
+        assert row["ours"]["images"] == {"calibration": 32, "evaluation": 16}
+        assert metrics["bits"] == row["bits"]
+        assert f"{row['published']['top1']:.2f}" in done.out
+    assert facts["rows"][1]["published"] == {
+        "top1": 85.5, "float": 91.3, "source": "a paper", "measured": "something else",
+    }  # fmt: skip
+    markdown = (out / "table.md").read_text()
+    ours = facts["rows"][1]["ours"]
+    loss = ours["float"]["top1"] - ours["quantized"]["top1"]
+    assert f"| resnet | 4/4 | percentile | 85.50 | 91.30 | 5.80 | {ours['quantized']['top1']:.2f} |" in markdown
+    assert f"| {loss:.2f} | {ours['quantized']['agreement']:.2f} | 32, 16 | 3 |" in markdown
+    assert "1. a paper. Measured with: something else." in markdown
+    assert f"- {', '.join(RUNS)}: trained here" in markdown
+
+
+def test_listing_loads_neither_torch_nor_timm(table):
+    program = (
+        "import sys\nfrom halfbyte.cli import app\n"
+        "app(['reproduce', *sys.argv[1:]], standalone_mode=False)\n"
+        "assert not {'torch', 'timm', 'torchvision', 'numpy'} & {name.partition('.')[0] for name in sys.modules}\n"
+    )
+    for options in (("--list",), (str(table), "--list"), ("--help",)):
+        listed = subprocess.run(
+            [sys.executable, "-c", program, *options],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        assert listed.returncode == 0, listed.stderr
+        if "--list" in options:
+            known = "fashion_resnet" if str(table) in options else "deit_tiny_patch16_224.fb_in1k"
+            assert known in listed.stdout
+
+
+def test_rows_are_listed(halfbyte, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = halfbyte("reproduce", "repq", "--list", "--rows", "deit_tiny*", "--json", tmp_path / "rows.json")
+    assert listed.code == 0
+    assert "deit_tiny-repq-paper-w4a4" in listed.out
+    assert "57.43" in listed.out
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["top1"] for row in rows] == [57.43, 57.43, 70.76, 70.76]
+    assert all(row["checkpoint"] == "deit_tiny_patch16_224.fb_in1k" for row in rows)
+
+
+# What it skips, and what fails
+
+
+@pytest.mark.parametrize(
+    ("added", "reason"),
+    [
+        ("long", "a week: too long without a GPU; bound it with --set"),
+        ("labels", "needs a teacher's; give --labels DIR"),
+        ("images", "qla asks for 4000 calibration images, and there are 1024; --set qla.images=1024 bounds it"),
+    ],
+)
+def test_rows_that_lack_something_are_skipped(reproduce, filled, added, reason, out, no_cuda):
+    done = reproduce("--rows", "resnet-*w8a8", "--rows", "resnet-*w3a3", added=(added,))
+    assert done.code == 0, done.err
+    first, second = filled()["rows"]
+    assert (first["status"], second["status"], second["reason"], second["ours"]) == ("done", "skipped", reason, None)
+    assert reason in " ".join(done.out.split())
+    assert f"- skipped: {second['row']}: {reason}" in (out / "table.md").read_text()
+    assert not (out / "mine" / second["row"]).exists()
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_bounded_row_is_run_and_called_so(reproduce, filled, out, no_cuda):
+    options = ("--rows", "resnet-*w3a3", "--limit", 4)
+    assert reproduce(*options, added=("long",)).code == 0
+    assert filled()["rows"][0]["status"] == "skipped"
+    # It was not finished: what is missing now goes on with a bound.
+    bounds = ("--set", "qla.images=32", "--set", "repq.images=8")
+    done = reproduce(*options, *bounds, "--resume", added=("long",))
+    assert done.code == 0, done.err
+    row = filled()["rows"][0]
+    assert (row["status"], row["bounded"]) == ("done", ["qla.images=32", "repq.images=8"])
+    assert row["ours"]["images"] == {"calibration": 32, "evaluation": 4}
+    assert "| qla; bounded: qla.images=32, repq.images=8 |" in (out / "table.md").read_text()
+    assert "bounded: resnet-qla-w3a3: qla.images=32, repq.images=8" in done.out
+
+
+def test_weights_come_from_the_folder_by_checkpoint_name_or_architecture(
+    reproduce, filled, tmp_path, own_images, no_network, empty_hub
+):
+    options = ("--rows", "own-*", "--calib", own_images, "--val", own_images, "--weights-dir", tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    done = reproduce(*options, added=("weights",))
+    assert done.code == 0, done.err
+    row = filled()["rows"][0]
+    assert row["reason"] == "--weights-dir has no cifar_resnet20.safetensors or .pth, and none can be fetched"
+    torch.manual_seed(0)
+    save_file(create_architecture("cifar_resnet20").state_dict(), tmp_path / "weights" / "cifar_resnet20.safetensors")
+    done = reproduce(*options, "--resume", added=("weights",))
+    assert done.code == 0, done.err
+    row = filled()["rows"][0]
+    assert (row["status"], row["ours"]["weights"]["source"]) == ("done", "cifar_resnet20.safetensors")
+
+
+def test_a_hub_out_of_reach_skips_its_rows(halfbyte, out, own_images, no_network, empty_hub, filled):
+    done = halfbyte(
+        "reproduce", "repq", "--rows", "deit_tiny*", "--calib", own_images, "--val", own_images, "--out", out
+    )
+    assert done.code == 0, done.err
+    # All rows of a checkpoint ask once.
+    assert len(no_network) <= 2
+    reason = "give --weights-dir with deit_tiny_patch16_224.fb_in1k.safetensors or .pth, and the hub cannot be reached"
+    assert [row["reason"] for row in filled()["rows"]] == [reason] * 4
+
+
+def test_a_row_that_fails_is_told_and_the_others_go_on(reproduce, filled, out):
+    done = reproduce("--rows", "resnet-percentile-*", "--rows", "*rotated*", added=("step",))
+    assert done.code == 1
+    rows = {row["row"]: row for row in filled()["rows"]}
+    assert [row["status"] for row in rows.values()] == ["done", "done", "failed"]
+    reason = rows["resnet-rotated-w3a3"]["reason"]
+    assert "nothing in the model can be rotated" in reason
+    assert f"failed: resnet-rotated-w3a3: {reason}" in done.out.replace("\n", "")
+    assert "Traceback" not in done.err
+    assert reproduce("--rows", "*rotated*", "--resume", added=("step",)).code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory; give a smaller --batch-size"),
+        (ZeroDivisionError("by nothing\nat all"), "ZeroDivisionError: by nothing"),
+    ],
+)
+def test_a_row_may_even_crash(reproduce, filled, out, monkeypatch, error, reason):
+    def crash(options, **keywords):
+        if options.w_bits == 8:
+            raise error
+        return api.quantize(options, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce_run, "quantize", crash)
+        done = reproduce("--rows", "resnet-percentile-*")
+    assert done.code == 1
+    assert [row["status"] for row in filled()["rows"]] == ["failed", "done"]
+    assert filled()["rows"][0]["reason"].startswith(reason)
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert "in crash" in next(event["traceback"] for event in events if event["event"] == "failed")
+    # Once it can be done, it is.
+    assert reproduce("--rows", "resnet-percentile-*", "--resume").code == 0
+    assert [row["status"] for row in filled()["rows"]] == ["done", "done"]
+
+
+# Going on
+
+
+def test_finished_rows_are_not_run_again(reproduce, filled, out, monkeypatch):
+    assert reproduce().code == 0
+    before = (out / "table.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "read_inputs", None)
+        assert reproduce("--resume").code == 0
+    assert (out / "table.json").read_bytes() == before
+    # A damaged row is told; the others stay.
+    (out / "mine" / RUNS[1] / "metrics.json").write_text("{")
+    assert reproduce("--resume").code == 1
+    assert [row["status"] for row in filled()["rows"]] == ["done", "failed", "done"]
+    assert "damaged" in filled()["rows"][1]["reason"]
+
+
+def test_only_the_same_command_goes_on(reproduce, filled, out, read_run):
+    assert reproduce("--rows", "resnet-*w8a8").code == 0
+    before = (out / "table.json").read_bytes()
+    reproduce("--rows", "resnet-*w8a8").refused("a finished run", "--force")
+    reproduce("--resume", "--seed", 1).refused("other settings (seed)", "resume with the same")
+    reproduce("--resume", "--limit", 8).refused("other settings (limit)")
+    assert (out / "table.json").read_bytes() == before
+    first = read_run(out / "mine" / RUNS[0]).artifact
+    # More rows of the same kind join those that are there.
+    assert reproduce("--rows", "resnet-percentile-*", "--resume").code == 0
+    assert [row["status"] for row in filled()["rows"]] == ["done", "done"]
+    assert read_run(out / "mine" / RUNS[0]).artifact == first
+    assert reproduce("--rows", "resnet-*w8a8", "--seed", 1, "--force").code == 0
+    assert filled()["rows"][0]["seed"] == 1
+
+
+def test_a_killed_forced_run_does_not_take_up_what_was_there_before(reproduce, filled, out, monkeypatch, interrupt):
+    assert reproduce("--rows", "resnet-percentile-*").code == 0
+    first = (out / "mine" / RUNS[1] / "log.jsonl").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "finish", interrupt)
+        stopped = reproduce("--rows", "resnet-percentile-*", "--force")
+    assert stopped.code == 130
+    assert "--resume continues" in stopped.err
+    assert reproduce("--rows", "resnet-percentile-*", "--resume").code == 0
+    assert (out / "mine" / RUNS[1] / "log.jsonl").stat().st_mtime_ns > first
+
+
+def test_a_killed_command_goes_on_to_the_same_table(reproduce, filled, out, tmp_path, table, kill_when, read_run):
+    second = out / "mine" / RUNS[1] / "log.jsonl"
+    command = [sys.executable, "-m", "halfbyte", "reproduce", str(table), "--limit", "16", "--workers", "0", "--out"]
+    kill_when([*command, str(out)], second.exists)
+    states = [row["status"] for row in filled()["rows"]]
+    assert states == ["done", "open", "open"]
+    first = read_run(out / "mine" / RUNS[0]).everything
+    done = reproduce("--resume")
+    assert done.code == 0, done.err
+    assert read_run(out / "mine" / RUNS[0]).everything == first
+    assert reproduce("--out", tmp_path / "whole").code == 0
+    assert filled() == filled(tmp_path / "whole")
+    for name in RUNS:
+        assert read_run(out / "mine" / name).artifact == read_run(tmp_path / "whole" / "mine" / name).artifact
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--rows", "resnt-percentile-w8a8"), ("--rows", "did you mean resnet-percentile-w8a8")),
+        (("--set", "qwt.images=8"), ("--set qwt.images=8", "no row's recipe has such a step")),
+        (("--set", "percentile.imagse=8"), ("percentile has no parameter 'imagse'", "did you mean images")),
+        (("--limit", 0), ("--limit must be at least 1",)),
+        (("--seed", -1), ("--seed must be at least 0",)),
+        (("--crop-pct", 3), ("--crop-pct 3",)),
+        (("--device", "tpu"), ("--device", "tpu")),
+        (("--weights-dir", "gone"), ("--weights-dir gone", "no such folder")),
+        (("--data", "gone"), ("--data gone holds neither train and val nor imagenet_calib and imagenet_val",)),
+        (("--calib", "gone"), ("images gone: does not exist",)),
+        (("--val", "gone"), ("images gone: does not exist",)),
+        (("--json", "gone/facts.json"), ("--json", "a folder that exists")),
+    ],
+    ids=lambda value: str(value[0]),
+)  # fmt: skip
+def test_what_is_wrong_for_all_rows_is_refused_before_anything_is_written(reproduce, out, options, parts):
+    reproduce(*options).refused(*parts)
+    assert not out.exists()
+
+
+def test_models_without_images_of_their_own_need_a_folder(reproduce, out):
+    reproduce(added=("weights",)).refused("the rows need images", "--data DIR")
+    assert not out.exists()
+
+
+def test_a_folder_of_imagenet_is_found_in_two_layouts(reproduce, filled, tmp_path, pictures, out):
+    for number, (train, val) in enumerate((("train", "val"), ("imagenet_calib", "imagenet_val"))):
+        data = tmp_path / f"data{number}"
+        data.mkdir()
+        (data / train).symlink_to(pictures)
+        (data / val).symlink_to(pictures)
+        assert reproduce("--rows", "resnet-*w8a8", "--data", data, "--force").code == 0
+        settings = json.loads((out / "mine" / RUNS[0] / "log.jsonl").read_text().splitlines()[0])["settings"]
+        assert (settings["calib"], settings["val"]) == (str(data / train), str(data / val))
+
+
+def test_what_is_no_run_is_left_alone(reproduce, out):
+    (out / "mine" / RUNS[0]).mkdir(parents=True)
+    (out / "mine" / RUNS[0] / "precious.txt").write_text("keep")
+    reproduce().refused("it is not a run", "--force")
+    assert reproduce("--force", "--rows", "resnet-*w8a8").code == 1
+    assert (out / "mine" / RUNS[0] / "precious.txt").read_text() == "keep"
+    assert not RunFolder(out / "mine" / RUNS[0], {}).found().value.endswith("run")
