@@ -16,6 +16,7 @@ from halfbyte.artifact import Artifact, load_artifact, side_bytes
 from halfbyte.artifact_files import TENSORS
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
+from halfbyte.data.preprocessing import checked_preprocessing
 from halfbyte.distributed import World, world
 from halfbyte.engines import TORCH, check_engine, start_engine
 from halfbyte.errors import HalfbyteError
@@ -34,7 +35,7 @@ from halfbyte.inputs import (
     validation_images,
 )
 from halfbyte.models.builtin import DEFAULT_MODEL
-from halfbyte.models.load import EMBEDDED, checked_preprocessing, create_architecture, load_model
+from halfbyte.models.load import EMBEDDED, create_architecture, load_model
 from halfbyte.models.names import resolve as resolve_name
 from halfbyte.outcome import accuracy, finish, weights_facts
 from halfbyte.prepare import prepare
