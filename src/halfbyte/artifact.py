@@ -208,7 +208,9 @@ def _quantizer_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
 def _timm_config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     """timm's config.json: `architecture`, `num_classes`, `num_features`, `pretrained_cfg`."""
     known = {**cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {}), **facts["preprocessing"]}
-    plain = {key: value for key, value in known.items() if isinstance(value, (str, int, float, bool, list, tuple))}
+    plain = {
+        key: value for key, value in known.items() if isinstance(value, (str, int, float, bool, list, tuple, dict))
+    }
     return {
         "architecture": facts["source"]["architecture"],
         "num_classes": _classes(model),

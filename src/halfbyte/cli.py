@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from halfbyte.cli_share import register
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
 from halfbyte.terminal import open_console, print_bench, print_evaluation, print_export, print_run, print_sites
@@ -271,6 +272,9 @@ def recipes(
         table.add_row(known, str(recipe.bits.weight), str(recipe.bits.activation), steps)
     open_console().print(table)
     _write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
+
+
+register(app)
 
 
 def _writable(json_file: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,9 +14,7 @@ MODES = {1: "L", 3: "RGB"}
 DRAFT_SCALE = 8
 
 
-def open_image(
-    source: Path | str | IO[bytes], channels: int, formats: Sequence[str] | None = None
-) -> Image.Image:
+def open_image(source: Path | str | IO[bytes], channels: int, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The picture upright, 8 bits a channel: mode "L" for 1 channel, "RGB" for 3.
 
     Transparency is dropped and not blended, as timm does when it measures its models; 16-bit pictures are scaled to
@@ -52,7 +49,7 @@ def image_mode(channels: int) -> str:
 
 
 def _decode(
-    source: Path | str | IO[bytes], mode: str, draft: bool, formats: Sequence[str] | None = None
+    source: Path | str | IO[bytes], mode: str, draft: bool, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     with Image.open(source, formats=formats) as image:
         if draft:
