@@ -170,7 +170,7 @@ def test_the_page_needs_nothing_from_elsewhere(server) -> None:
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert "unsafe" not in reply.headers["content-security-policy"]
-    for shown in ("fashion_vit", "W4A4", "native", "28 × 28, grey", "10 classes", "at most 10.00"):
+    for shown in ("fashion_vit", "W4A4", "native", "28 × 28, grey", "10 classes", "at most 10 MB"):
         assert shown in text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -157,6 +158,10 @@ def _tell_refusals(app: FastAPI) -> None:
     @handles(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> Response:
         return _json({"error": "the upload ended early"}, 400)
+
+    @handles(FormParserError)
+    async def malformed(_: Request, error: FormParserError) -> Response:
+        return _json({"error": f"the form is damaged: {error}"}, 400)
 
     @handles(Exception)
     async def failed(_: Request, error: Exception) -> Response:

@@ -31,9 +31,10 @@ function row(entry) {
   const made = document.createElement("tr");
   const name = cell("th", entry.label);
   name.scope = "row";
-  const bar = document.createElement("meter");
-  bar.value = entry.probability;
-  bar.setAttribute("aria-hidden", "true");
+  const bar = document.createElement("div");
+  bar.className = "bar";
+  bar.append(document.createElement("div"));
+  bar.firstChild.style.width = `${100 * entry.probability}%`;
   name.append(bar);
   made.append(name, cell("td", (100 * entry.probability).toFixed(1) + "\u00a0%", true), cell("td", entry.index, true));
   return made;
@@ -45,7 +46,7 @@ function answer(found, trip) {
   for (const id of ["engine", "prepare", "wait", "trip"]) at(id).textContent = times[id].toFixed(1) + "\u00a0ms";
   at("result").hidden = at("times").hidden = false;
   const [best] = found.top;
-  tell(`${best.label}, ${(100 * best.probability).toFixed(1)} percent, in ${times.trip.toFixed(0)} milliseconds.`);
+  tell(`${best.label}, ${(100 * best.probability).toFixed(1)} percent, in ${times.total.toFixed(1)} milliseconds.`);
 }
 
 async function send(image) {

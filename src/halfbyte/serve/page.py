@@ -9,7 +9,7 @@ from typing import Any
 
 from halfbyte.report.markup import escape
 from halfbyte.report.style import BASE
-from halfbyte.report.wording import bit_widths, size
+from halfbyte.report.wording import bit_widths
 from halfbyte.serve.picture import FORMATS
 
 
@@ -41,7 +41,7 @@ def page(facts: dict[str, Any]) -> str:
         "types": ",".join(FORMATS.values()),
         "formats": ", ".join(FORMATS),
         "limit": str(limit),
-        "most": size(limit),
+        "most": f"{limit / 1e6:g} MB",
     }
     text = _part("page.html")
     for name, value in shown.items():
