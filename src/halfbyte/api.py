@@ -24,6 +24,7 @@ from halfbyte.evaluate import Loop, evaluate
 from halfbyte.export.files import ENDINGS, Exported, ExportOptions, export_artifact
 from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
+from halfbyte.hub import PREFIX, cached
 from halfbyte.inputs import (
     Inputs,
     Options,
@@ -104,10 +105,12 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
 def load(folder: str | Path) -> nn.Module:
     """The quantized model of an artifact, ready to run: images `[B, C, H, W]` to logits.
 
+    `folder` may also be the name of a repository in the model hub, as timm has it: `hf-hub:OWNER/NAME[@REVISION]`.
+
     Its `pretrained_cfg` holds the preprocessing for timm's `resolve_model_data_config`; `quantization` what the
     artifact says of itself. Needs neither the original weights nor the network.
     """
-    artifact = load_artifact(folder)
+    artifact = load_artifact(cached(folder) if isinstance(folder, str) and folder.startswith(PREFIX) else folder)
     model: Any = artifact.model
     model.pretrained_cfg = artifact.config["pretrained_cfg"]
     model.quantization = artifact.facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +9,9 @@ import typer
 from rich.table import Table
 
 from halfbyte.cli_share import register
-from halfbyte.errors import HalfbyteError
-from halfbyte.progress import Progress
 from halfbyte.terminal import open_console, print_bench, print_evaluation, print_export, print_run, print_sites
+from halfbyte.terminal import writable as _writable
+from halfbyte.terminal import write_json as _write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -275,17 +274,3 @@ def recipes(
 
 
 register(app)
-
-
-def _writable(json_file: Path | None) -> None:
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
-
-
-def _write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(facts, indent=2))
-        except OSError as error:
-            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
-        Progress().say(f"wrote {json_file}")

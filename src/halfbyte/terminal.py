@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
 from halfbyte.report.wording import bit_widths
 
 # Of a list of nodes.
@@ -18,6 +21,22 @@ def open_console() -> Console:
     """A console for text of users."""
     # Names and paths come from the user: brackets and colons in them are no markup.
     return Console(markup=False, emoji=False)
+
+
+def writable(json_file: Path | None) -> None:
+    """Raise `HalfbyteError` unless --json can be written there, before any work."""
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
+
+
+def write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
+    """The facts of a command, where --json was given."""
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(facts, indent=2))
+        except OSError as error:
+            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
+        Progress().say(f"wrote {json_file}")
 
 
 def print_run(metrics: dict[str, Any], folder: Path) -> None:

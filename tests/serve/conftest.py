@@ -22,9 +22,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfbyte import api
-from halfbyte.progress import Progress
-
 BOUNDARY = "between-two-parts"
 STARTS, ENDS = 60, 30
 
@@ -150,14 +147,9 @@ def start() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory) -> Path:
+def artifact(vit_run) -> Path:
     """A 4-bit `fashion_vit`."""
-    folder = tmp_path_factory.mktemp("serve") / "vit"
-    api.quantize(
-        model="fashion_vit", recipe="repq", calib_images=32, limit=4, workers=0, out=folder,
-        progress=Progress(quiet=True),
-    )  # fmt: skip
-    return folder
+    return vit_run
 
 
 @pytest.fixture(scope="session")
