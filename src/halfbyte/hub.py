@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,6 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.hub_client import check_reachable, one_line, require_hub
 from halfbyte.model_card import model_card
 from halfbyte.program.load import load_program
-from halfbyte.progress import Progress
 from halfbyte.run_files import METRICS, RECIPE, read_metrics
 
 PREFIX = "hf-hub:"
@@ -42,7 +42,6 @@ def push(
     *,
     private: bool = False,
     endpoint: str | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Upload the artifact of a run's folder in one commit, with its metrics, its recipe and a card.
 
@@ -62,14 +61,12 @@ def push(
     if get_token() is None:
         raise HalfbyteError("there is no token for the hub; log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi(endpoint=endpoint)
-    progress = progress or Progress()
     with one_line(name, "push to"):
         check_reachable(endpoint)
         api.create_repo(name, private=private, exist_ok=True)
         known = api.model_info(name)
         if private and not known.private:
             raise HalfbyteError(f"{name} exists and is public, so --private cannot be; choose another repository")
-        progress.say(f"pushing {len(contents)} files, {sum(map(len, contents.values())) / 1e6:.2f} MB, to {name}")
         operations: list[Any] = [CommitOperationAdd(file, content) for file, content in contents.items()]
         there = {sibling.rfilename for sibling in known.siblings or ()}
         # Of an artifact that was there before nothing may be left that the new one has not.
@@ -85,7 +82,6 @@ def pull(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Download an artifact into the new folder `out`, which appears only when all of it is there and checked.
 
@@ -96,7 +92,7 @@ def pull(
     """
     require_hub("pull")
     name, at = named(repository)
-    out, progress = Path(out), progress or Progress()
+    out = Path(out)
     _check_out(out)
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -110,7 +106,7 @@ def pull(
     files = [file for file in FILES if file in there]
     with _beside(out) as part:
         with one_line(name, "pull from"):
-            for file in progress.track(files, f"pulling {name}", len(files)):
+            for file in files:
                 hf_hub_download(name, file, revision=found.sha, local_dir=part, endpoint=endpoint)
             shutil.rmtree(part / ".cache", ignore_errors=True)
         check_whole(part, name)
@@ -219,8 +215,9 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 def _quiet_client() -> None:
-    """Progress and remarks are ours to tell."""
+    """Bars are for a terminal, and remarks are ours to tell."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bars()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

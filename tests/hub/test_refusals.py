@@ -156,9 +156,9 @@ def test_an_out_that_holds_something(halfbyte, pushed, tmp_path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("place", "file", "link"):
         halfbyte("pull", NAME, "--out", tmp_path / name).refused(f"{name} exists", "choose another --out")
+    assert pushed.asked == []
     halfbyte("pull", NAME, "--out", tmp_path / "file" / "below").refused("cannot write beside --out")
     assert (place / "mine").read_text() == "mine"
-    assert pushed.asked == []
 
 
 def test_an_empty_out_is_taken(halfbyte, pushed, tmp_path) -> None:
