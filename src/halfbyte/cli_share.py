@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from halfbyte.terminal import writable, write_json
+from halfbyte.terminal import check_writable, write_json
 
 Artifact = Annotated[Path, typer.Argument(help="The folder of an artifact.", show_default=False)]
 
@@ -52,7 +52,7 @@ def push(
     """Upload a run's artifact to a model hub, with a card made of its metrics."""
     from halfbyte.hub import push as run_push
 
-    writable(json_file)
+    check_writable(json_file)
     facts = run_push(run, repository, private=private, endpoint=endpoint)
     print(f"pushed {len(facts['files'])} files to {facts['url']}, commit {facts['revision']}")
     write_json(json_file, facts)
@@ -68,7 +68,7 @@ def pull(
     """Download an artifact from a model hub; the folder appears when all of it is there and checked."""
     from halfbyte.hub import pull as run_pull
 
-    writable(json_file)
+    check_writable(json_file)
     facts = run_pull(repository, out, revision=revision, endpoint=endpoint)
     size = sum(facts["files"].values()) / 1e6
     print(f"pulled {len(facts['files'])} files, {size:.2f} MB, commit {facts['revision']}, into {out}")

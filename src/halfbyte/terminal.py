@@ -23,22 +23,6 @@ def open_console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def writable(json_file: Path | None) -> None:
-    """Raise `HalfbyteError` unless --json can be written there, before any work."""
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
-
-
-def write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
-    """The facts of a command, where --json was given."""
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(facts, indent=2))
-        except OSError as error:
-            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
-        Progress().say(f"wrote {json_file}")
-
-
 def print_run(metrics: dict[str, Any], folder: Path) -> None:
     """What a run came to, by its metrics."""
     bits, size, seconds = metrics["bits"], metrics["bytes"], metrics["seconds"]
@@ -165,3 +149,19 @@ def _share(percent: float) -> str:
 
 def _figure(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def check_writable(json_file: Path | None) -> None:
+    """Raise `HalfbyteError`, before any work, where `--json` names no place for a file."""
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
+
+
+def write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
+    """Write what was printed for machines too, where `--json` is given."""
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(facts, indent=2))
+        except OSError as error:
+            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
+        Progress().say(f"wrote {json_file}")

@@ -1,6 +1,6 @@
 """Pictures of the page of `halfbyte serve` for the documentation: light, dark, and as wide as a phone.
 
-    python docs/screenshots/serve.py                 # needs Chromium, and `pip install playwright`
+    python docs/screenshots_serve.py                 # needs Chromium, and `pip install playwright`
 
 An embedded model answers for an embedded image, so nothing is downloaded.
 """
@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 
 import halfbyte
 
-OUT = Path(__file__).parents[1] / "images"
+OUT = Path(__file__).parent / "images"
 # A name, the colour scheme, and the width and height of the window in CSS pixels.
 VIEWS = (("serve", "light", 900, 560), ("serve-dark", "dark", 900, 560), ("serve-phone", "light", 390, 960))
 IMAGE = 3
