@@ -11,7 +11,8 @@ from halfbyte.report.wording import bit_widths, percent, size
 
 # Longer lists of classes are in config.json only.
 _MOST_CLASSES = 30
-_EMBEDDED = "embedded"
+# Where weights come from that are no file of the user's.
+_EMBEDDED, _HUB = "embedded", "hub"
 
 
 def model_card(
@@ -50,11 +51,13 @@ def full_name(source: dict[str, Any]) -> str:
 def _metadata(
     name: str, facts: dict[str, Any], config: dict[str, Any], metrics: dict[str, Any] | None
 ) -> dict[str, Any]:
-    known, recipe = config["pretrained_cfg"], _recipe(facts)
+    # What timm says of published weights need not be true of those in somebody's file.
+    published = config["pretrained_cfg"] if facts["source"]["weights"] == _HUB else {}
+    recipe = _recipe(facts)
     metadata: dict[str, Any] = {"library_name": "halfbyte", "pipeline_tag": "image-classification"}
-    if isinstance(license_ := known.get("license"), str):
+    if isinstance(license_ := published.get("license"), str):
         metadata["license"] = license_
-    if isinstance(base := known.get("hf_hub_id"), str) and facts["source"]["tag"]:
+    if isinstance(base := published.get("hf_hub_id"), str):
         metadata |= {"base_model": base.partition("@")[0], "base_model_relation": "quantized"}
     tags = ["image-classification", "halfbyte", "quantization", facts["source"]["architecture"]]
     bits = _bits(facts, metrics)
@@ -141,7 +144,7 @@ def _classes(count: int, labels: Sequence[str] | None) -> str:
 
 
 def _origin(source: dict[str, Any]) -> str:
-    known = {"file": source["weights"], "tag": source["tag"], "sha256": source["sha256"]}
+    known = {"source": source["weights"], "tag": source["tag"], "sha256": source["sha256"]}
     told = ", ".join(f"{key} `{_plain(value)}`" for key, value in known.items() if value is not None)
     return f"## Weights\n\nThe float weights: {told}." if told else ""
 

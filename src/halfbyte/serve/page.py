@@ -43,7 +43,8 @@ def page(facts: dict[str, Any]) -> str:
         "limit": str(limit),
         "most": f"{limit / 1e6:g} MB",
     }
-    text = _part("page.html")
+    # First what is ours: names come from users' files, and may look like places to be filled.
+    text = _part("page.html").replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT)
     for name, value in shown.items():
         text = text.replace(f"{{{{{name}}}}}", escape(value))
-    return text.replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT)
+    return text
