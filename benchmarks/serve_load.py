@@ -4,8 +4,10 @@
     python benchmarks/serve_load.py --artifact runs/deit --images imagenet_val --out ...       # and another artifact
 
 The clients are those of `wrk` where it is installed, else threads of this process (which cost the server more of what
-they share). Server and clients run on the cores of this process, `--cores` of them. Each client sends another image
-when it has its answer; anything but status 200 is an error. Results are added to those that --out already holds.
+they share). Server and clients share the cores of this process; the machine's load average before tells what else
+was there, which the processor time of the server for one request does not depend on. Each client sends another image
+when it has its answer; anything but status 200 is an error, and so is an image that has another answer afterwards.
+Results are added to those that --out already holds.
 """
 
 from __future__ import annotations
@@ -128,9 +130,15 @@ def top(port: int, content: bytes) -> Any:
     return json.loads(connection.getresponse().read())["top"]
 
 
+def processor_seconds(process: int) -> float:
+    """That a process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(options: argparse.Namespace, artifact: Path, folder: Path) -> dict[str, Any]:
     """One artifact's row."""
-    files = image_files(options.images, folder)
+    files, busy = image_files(options.images, folder), os.getloadavg()[0]
     command = [sys.executable, "-m", "halfbyte", "serve", str(artifact), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -139,7 +147,9 @@ def measure(options: argparse.Namespace, artifact: Path, folder: Path) -> dict[s
         before = [top(port, path.read_bytes()) for path in files]
         wrk = shutil.which("wrk") is not None and not options.python_clients
         load = by_wrk if wrk else by_threads
+        used = processor_seconds(server.pid)
         found = load(port, files, options.clients, options.seconds, *((folder,) if wrk else ()))
+        used = processor_seconds(server.pid) - used
         # Whatever was asked in between, the same image has the same answer.
         changed = sum(top(port, path.read_bytes()) != was for path, was in zip(files, before, strict=True))
         resident = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -148,12 +158,14 @@ def measure(options: argparse.Namespace, artifact: Path, folder: Path) -> dict[s
         code = server.wait(60)
     average = statistics.mean(path.stat().st_size for path in files)
     return {
-        "model": re.match(r"serving (.*) on", line)[1], "clients": options.clients, "cores": options.cores,
+        "model": re.match(r"serving (.*) on", line)[1], "clients": options.clients,
+        "cores": len(os.sched_getaffinity(0)),
         "images": len(files), "bytes_per_image": round(average), "client": found["client"],
         "requests": found["requests"], "errors": found["errors"] + changed, "seconds": round(found["seconds"], 1),
         "requests_per_second": round(found["requests"] / found["seconds"], 1),
         "milliseconds": {key: round(found[key], 2) for key in ("p50", "p90", "p99", "longest")},
-        "megabytes_of_server": round(resident / 1e6, 1), "exit_code": code, "load_of_machine": options.load,
+        "processor_milliseconds_per_request": round(1000 * used / found["requests"], 2),
+        "megabytes_of_server": round(resident / 1e6, 1), "exit_code": code, "load_average_before": round(busy, 1),
     }  # fmt: skip
 
 
@@ -163,16 +175,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="a folder with images; without it, embedded ones")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--python-clients", action="store_true", help="also where wrk is installed")
-    parser.add_argument("--load", default="quiet", help="what else the cores do, in words")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
 def main() -> None:
     options = parsed()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -181,7 +190,7 @@ def main() -> None:
             halfbyte.quantize(model="fashion_vit", recipe="repq", calib_images=32, limit=1, workers=0, out=artifact)
         row = measure(options, artifact, folder)
     print(json.dumps(row, indent=1))
-    key = ("model", "clients", "cores", "client")
+    key = ("model", "clients", "client")
     rows = [one for one in known["rows"] if [one[part] for part in key] != [row[part] for part in key]] + [row]
     facts = {"cpu": processor(), "environment": environment(torch.device("cpu")), "rows": rows}
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
