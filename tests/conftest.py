@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from halfbyte import api
 from halfbyte.distributed import World
 from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
 
 Together = Callable[[int, Callable[[World], Any]], list[Any]]
 
@@ -115,3 +118,14 @@ def empty_hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+@pytest.fixture(scope="session")
+def vit_run(tmp_path_factory) -> Path:
+    """A finished run: a `fashion_vit` of 4 bits, evaluated on 20 images."""
+    folder = tmp_path_factory.mktemp("runs") / "vit"
+    api.quantize(
+        model="fashion_vit", recipe="repq", calib_images=32, limit=20, workers=0, out=folder,
+        progress=Progress(quiet=True),
+    )  # fmt: skip
+    return folder

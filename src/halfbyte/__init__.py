@@ -15,14 +15,19 @@ from halfbyte.errors import HalfbyteError
 
 if TYPE_CHECKING:
     from halfbyte.api import Result, evaluate_model, export, inspect_model, load, quantize
+    from halfbyte.hub import pull, push
     from halfbyte.inputs import Options
 
-__all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "export", "inspect_model", "load", "quantize"]
+__all__ = [
+    "HalfbyteError", "Options", "Result", "evaluate_model", "export", "inspect_model", "load", "pull", "push",
+    "quantize",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
-    from halfbyte import api, inputs
+    from halfbyte import api, hub, inputs
 
-    return getattr(inputs if name == "Options" else api, name)
+    places = {"Options": inputs, "push": hub, "pull": hub}
+    return getattr(places.get(name, api), name)

@@ -16,6 +16,7 @@ from halfbyte.artifact import Artifact, load_artifact, side_bytes
 from halfbyte.artifact_files import TENSORS
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
+from halfbyte.data.preprocessing import checked_preprocessing
 from halfbyte.distributed import World, world
 from halfbyte.engines import TORCH, check_engine, start_engine
 from halfbyte.errors import HalfbyteError
@@ -23,6 +24,7 @@ from halfbyte.evaluate import Loop, evaluate
 from halfbyte.export.files import ENDINGS, Exported, ExportOptions, export_artifact
 from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
+from halfbyte.hub import PREFIX, cached
 from halfbyte.inputs import (
     Inputs,
     Options,
@@ -34,7 +36,7 @@ from halfbyte.inputs import (
     validation_images,
 )
 from halfbyte.models.builtin import DEFAULT_MODEL
-from halfbyte.models.load import EMBEDDED, checked_preprocessing, create_architecture, load_model
+from halfbyte.models.load import EMBEDDED, create_architecture, load_model
 from halfbyte.models.names import resolve as resolve_name
 from halfbyte.outcome import accuracy, finish, weights_facts
 from halfbyte.prepare import prepare
@@ -103,10 +105,12 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
 def load(folder: str | Path) -> nn.Module:
     """The quantized model of an artifact, ready to run: images `[B, C, H, W]` to logits.
 
+    `folder` may also be the name of a repository in the model hub, as timm has it: `hf-hub:OWNER/NAME[@REVISION]`.
+
     Its `pretrained_cfg` holds the preprocessing for timm's `resolve_model_data_config`; `quantization` what the
     artifact says of itself. Needs neither the original weights nor the network.
     """
-    artifact = load_artifact(folder)
+    artifact = load_artifact(cached(folder) if isinstance(folder, str) and folder.startswith(PREFIX) else folder)
     model: Any = artifact.model
     model.pretrained_cfg = artifact.config["pretrained_cfg"]
     model.quantization = artifact.facts

@@ -30,13 +30,14 @@ from halfbyte.artifact_files import (
     read_tensors,
     write_files,
 )  # fmt: skip
+from halfbyte.data.preprocessing import Preprocessing
 from halfbyte.edits import Edit
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.describe import describe
 from halfbyte.families.layout import Layout
 from halfbyte.layers.branch import Branch
 from halfbyte.layers.site import SiteModule, WeightedSite
-from halfbyte.models.load import checked_preprocessing, create_architecture
+from halfbyte.models.load import create_architecture
 from halfbyte.prepare import example_input, prepare, set_state, settle, site_module
 from halfbyte.program.saved import lowered
 from halfbyte.quantizers.groupwise import GroupwiseQuantizer
@@ -45,7 +46,6 @@ from halfbyte.quantizers.packing import pack, packed_size, unpack
 
 # Tables of this size or more (position embeddings, relative position biases) are stored as float16.
 HALF_PRECISION_FROM = 4096
-CROP_MODES = ("center", "squash", "border")
 # The trained weights must give the rescaled ones again.
 _EXACT = (".folded_scale", ".input_scale")
 _NOT_STORED = "num_batches_tracked"
@@ -156,11 +156,9 @@ def _check_model(model: nn.Module, facts: dict[str, Any], config: dict[str, Any]
         raise HalfbyteError(f"{CONFIG} does not describe the model of {QUANTIZATION}")
     images = facts["preprocessing"]
     wanted = list(example_input(model).shape[1:])
-    if images["input_size"] != wanted or not len(images["mean"]) == len(images["std"]) == wanted[0]:
+    if images["input_size"] != wanted:
         raise HalfbyteError(f"the model takes images {wanted}, {QUANTIZATION} prepares others")
-    if images["crop_mode"] not in CROP_MODES or min(images["std"]) <= 0:
-        raise HalfbyteError(f"{QUANTIZATION} holds a preprocessing that does not exist")
-    checked_preprocessing(images["crop_pct"], images["interpolation"])
+    Preprocessing.of(images)
 
 
 def is_trained(name: str) -> bool:
@@ -210,7 +208,9 @@ def _quantizer_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
 def _timm_config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     """timm's config.json: `architecture`, `num_classes`, `num_features`, `pretrained_cfg`."""
     known = {**cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {}), **facts["preprocessing"]}
-    plain = {key: value for key, value in known.items() if isinstance(value, (str, int, float, bool, list, tuple))}
+    plain = {
+        key: value for key, value in known.items() if isinstance(value, (str, int, float, bool, list, tuple, dict))
+    }
     return {
         "architecture": facts["source"]["architecture"],
         "num_classes": _classes(model),

@@ -122,6 +122,19 @@ def read_checked(folder: Path, name: str, sha256: str) -> bytes:
     return blob
 
 
+def class_labels(config: dict[str, Any]) -> list[str] | None:
+    """What the classes are called, one text a class; None where config.json does not say.
+
+    timm's `label_names`, in its `pretrained_cfg` or beside it, by `label_descriptions` where those say more.
+    """
+    known = {**config["pretrained_cfg"], **config}
+    names, described = known.get("label_names"), known.get("label_descriptions")
+    if not isinstance(names, list) or misfit(names, [str], "") is not None or len(names) != config["num_classes"]:
+        return None
+    meanings = described if isinstance(described, dict) else {}
+    return [meaning if isinstance(meaning := meanings.get(name), str) else name for name in names]
+
+
 def facts_sha256(facts: dict[str, Any], config: dict[str, Any]) -> str:
     """Of all that the two JSON files say; the tensors are covered by the sha256 among the facts."""
     said = [{key: value for key, value in facts.items() if key != "facts_sha256"}, config]

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from halfbyte.cli_reproduce import reproduce
+from halfbyte.cli_share import register
 from halfbyte.terminal import (
     check_writable,
     open_console,
@@ -281,3 +282,4 @@ def recipes(
 
 
 app.command()(reproduce)
+register(app)

@@ -10,6 +10,7 @@ from safetensors.torch import save as save_tensors
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
 from halfbyte.artifact_files import write_files
 from halfbyte.coverage import coverage
+from halfbyte.data.classes import IMAGENET_CLASSES, imagenet_descriptions
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
 from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
@@ -87,11 +88,25 @@ def _write(
     """Artifact, metrics and report; `evaluation` are the seconds that it took."""
     left = coverage(session.model, session.layout)
     sites = _sites(session, inputs)
+    _name_classes(session.model, inputs)
     size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
     costs = operations(session.model, session.layout, left)
     metrics = _metrics(session, inputs, accuracies, evaluation, size, sites, costs) | {"coverage": left}
     folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
     return metrics
+
+
+def _name_classes(model: Any, inputs: Inputs) -> None:
+    """Let the model's configuration say what its classes are called, where the images or the weights' tag tell."""
+    config, tag = model.pretrained_cfg, inputs.loaded.source.tag
+    sets = [images for images in (inputs.validation, inputs.calibration) if images is not None]
+    found = [names for images in sets if (names := images.class_names) and len(names) == model.num_classes]
+    described = imagenet_descriptions() if model.num_classes == IMAGENET_CLASSES else {}
+    if described and not found and tag is not None and tag.endswith("in1k"):
+        found = [list(described)]
+    if found and "label_names" not in config:
+        meant = {"label_descriptions": described} if found[0] == list(described) else {}
+        model.pretrained_cfg = {**config, "label_names": found[0], **meant}
 
 
 def _metrics(

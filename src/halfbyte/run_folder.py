@@ -9,18 +9,8 @@ from typing import Any
 
 from halfbyte.artifact_files import write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.form import misfit, nullable, number, whole
+from halfbyte.run_files import LOG, METRICS, RECIPE, REPORT, read_metrics
 from halfbyte.session import remove_state
-
-RECIPE, METRICS, REPORT, LOG = "recipe.yaml", "metrics.json", "report.html", "log.jsonl"
-
-_ACCURACY = {"top1": nullable(number), "top5": nullable(number)}
-_METRICS = {
-    "model": str, "recipe": str, "weights": {"source": nullable(str), "tag": nullable(str), "sha256": nullable(str)},
-    "bits": {"weight": int, "activation": int}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
-    "quantized": {**_ACCURACY, "agreement": nullable(number)}, "bytes": {"float": number, "artifact": number},
-    "seconds": {"total": number},
-}  # fmt: skip
 
 
 class Found(Enum):
@@ -102,15 +92,7 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any]:
         """The results of a finished run."""
-        place = self.path / METRICS
-        try:
-            found: dict[str, Any] = json.loads(place.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise HalfbyteError(f"{place} is damaged ({error}); run again with --force") from None
-        wrong = misfit(found, _METRICS, "metrics")
-        if wrong is not None:
-            raise HalfbyteError(f"{place} is damaged ({wrong} is missing or wrong); run again with --force")
-        return found
+        return read_metrics(self.path)
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one line of JSON to the log."""

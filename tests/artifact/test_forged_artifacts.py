@@ -146,7 +146,7 @@ def _another_model(tensors: dict, facts: dict, config: dict) -> None:
         (_preprocessing(input_size=[3, 28, 28]), "prepares others"),
         (_preprocessing(input_size=[1, 10**9, 10**9]), "prepares others"),
         (_preprocessing(input_size="1x28x28"), "input_size"),
-        (_preprocessing(mean=[]), "prepares others"),
+        (_preprocessing(mean=[]), "preprocessing"),
         (_preprocessing(std=[0.0]), "preprocessing"),
         (_preprocessing(std=[float("nan")]), "std[0]"),
         (_preprocessing(crop_pct=1e-9), "--crop-pct"),

@@ -39,13 +39,26 @@ class ClassIndex:
             return ""
         return f"; {len(self.index) - len(strangers)} of the folders are ImageNet wnids, but not {strangers[0]!r}"
 
+    def names(self) -> list[str]:
+        """What the classes are called, one name a class in the order of their numbers."""
+        return list(imagenet_index() if self.wnids else self.index)
+
 
 def imagenet_index() -> dict[str, int]:
     """The 1,000 wnids of ImageNet-1k and their class indices, from timm's own list."""
+    return {wnid: index for index, wnid in enumerate(_imagenet().label_names())}
+
+
+def imagenet_descriptions() -> dict[str, str]:
+    """What the wnids of ImageNet-1k mean, in the order of their class indices: n01440764 is a tench, Tinca tinca."""
+    described: dict[str, str] = _imagenet().label_descriptions(as_dict=True)
+    return described
+
+
+def _imagenet() -> Any:
     from timm.data.imagenet_info import ImageNetInfo
 
-    info: Any = ImageNetInfo("imagenet-1k")
-    return {wnid: index for index, wnid in enumerate(info.label_names())}
+    return ImageNetInfo("imagenet-1k")
 
 
 def class_index(image_counts: Mapping[str, int]) -> ClassIndex:

@@ -14,15 +14,16 @@ MODES = {1: "L", 3: "RGB"}
 DRAFT_SCALE = 8
 
 
-def open_image(source: Path | str | IO[bytes], channels: int) -> Image.Image:
+def open_image(source: Path | str | IO[bytes], channels: int, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The picture upright, 8 bits a channel: mode "L" for 1 channel, "RGB" for 3.
 
     Transparency is dropped and not blended, as timm does when it measures its models; 16-bit pictures are scaled to
-    8 bits. Raises `HalfbyteError` that names the file where it is no readable picture, or for other `channels`.
+    8 bits. `formats` are Pillow's names of those that are read (None: all). Raises `HalfbyteError` that names the file
+    where it is no readable picture, or for other `channels`.
     """
     mode = image_mode(channels)
     try:
-        return _decode(source, mode, draft=False)
+        return _decode(source, mode, draft=False, formats=formats)
     except Exception as error:  # a damaged file can make its decoder raise anything at all
         raise HalfbyteError(f"cannot read the image {_name(source)}: {error or type(error).__name__}") from error
 
@@ -47,8 +48,10 @@ def image_mode(channels: int) -> str:
     return MODES[channels]
 
 
-def _decode(source: Path | str | IO[bytes], mode: str, draft: bool) -> Image.Image:
-    with Image.open(source) as image:
+def _decode(
+    source: Path | str | IO[bytes], mode: str, draft: bool, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    with Image.open(source, formats=formats) as image:
         if draft:
             image.draft(None, (image.width // DRAFT_SCALE, image.height // DRAFT_SCALE))
         image.load()

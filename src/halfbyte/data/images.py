@@ -77,6 +77,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         names = self._source.names
         return [names[i] for i in self._indices]
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the classes are called, one name a class; None where the source has only numbers."""
+        return self._source.classes.names() if isinstance(self._source, FolderSource) else None
+
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at these positions of this set, in this order."""
         chosen = [self._indices[i] for i in indices]

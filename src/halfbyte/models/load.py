@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from halfbyte.data.preprocessing import checked_preprocessing
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.models.builtin import BUILTIN_MODELS, DEFAULT_MODEL, create_builtin
 from halfbyte.models.cifar_resnet import CIFAR_MODELS, create_cifar_resnet
@@ -20,10 +21,7 @@ from halfbyte.models.weights import load_state, read_state, sha256_file
 
 EMBEDDED = "embedded"
 HUB = "hub"
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 IMAGENET_CLASSES = 1000
-# A picture is resized to the model's size divided by this share: below, to hundreds of megapixels and more.
-LEAST_CROP_PCT = 0.05
 
 
 @dataclass(frozen=True)
@@ -134,17 +132,6 @@ def _with_weights(name: ModelName, path: Path) -> tuple[nn.Module, str]:
     model = create_architecture(name.architecture, name.tag)
     load_state(model, state, path)
     return model, sha256_file(path)
-
-
-def checked_preprocessing(crop_pct: float | None, interpolation: str | None) -> dict[str, Any]:
-    """Both settings by name; raises `HalfbyteError` for one with which no image can be prepared."""
-    if crop_pct is not None and not LEAST_CROP_PCT <= crop_pct <= 1.0:
-        raise HalfbyteError(f"--crop-pct {crop_pct}: must be from {LEAST_CROP_PCT} to 1")
-    if interpolation is not None and interpolation not in INTERPOLATIONS:
-        raise HalfbyteError(
-            f"--interpolation {interpolation!r} is unknown{did_you_mean(interpolation, INTERPOLATIONS)}"
-        )
-    return {"crop_pct": crop_pct, "interpolation": interpolation}
 
 
 def _preprocessing(model: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:

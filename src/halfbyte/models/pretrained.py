@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.hub_client import check_reachable
 from halfbyte.models.names import ModelName, import_timm
 
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
-REACH_SECONDS = 5.0
 
 
 def fetch_weights(name: ModelName) -> Path:
@@ -55,10 +55,9 @@ def _cached(hub_id: str) -> Path | None:
 
 
 def _downloaded(hub_id: str) -> Path:
-    from huggingface_hub import constants, get_session, hf_hub_download, list_repo_files
+    from huggingface_hub import hf_hub_download, list_repo_files
 
-    # The hub's client asks an unreachable host six times, for most of a minute; one short question comes first.
-    get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    check_reachable()
     repository, revision = _repository(hub_id)
     published = list_repo_files(repository, revision=revision)
     file_name = next((name for name in FILE_NAMES if name in published), None)

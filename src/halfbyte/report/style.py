@@ -15,11 +15,14 @@ def _variables(palette: dict[str, str]) -> str:
     return "".join(f"--{name}:{colour};" for name, colour in palette.items())
 
 
-STYLE = (
-    f"""
+_PALETTE = f"""
 :root {{ color-scheme: light dark; {_variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
 """
+
+# What every page of ours begins with.
+BASE = (
+    _PALETTE
     + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
@@ -28,6 +31,12 @@ body {
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", "DejaVu Sans", sans-serif;
   overflow-wrap: break-word;
 }
+"""
+)
+
+STYLE = (
+    BASE
+    + """
 header, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 32px; }
 main { padding-bottom: 48px; }

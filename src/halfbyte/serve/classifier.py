@@ -1,0 +1,132 @@
+"""An artifact that answers for image files what they show: an engine, its preprocessing, its classes' names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from halfbyte.artifact_files import class_labels, read_facts
+from halfbyte.data.preprocessing import Preprocessing
+from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.program.interpret import Interpreter
+from halfbyte.program.load import load_program
+from halfbyte.progress import Progress
+from halfbyte.runtime import Engine
+from halfbyte.runtime.engine import checked_threads
+from halfbyte.runtime.native import available, isa
+from halfbyte.serve.picture import Limits, read_picture
+
+Floats = npt.NDArray[np.float32]
+NATIVE, INTERPRETER = "native", "interpreter"
+ENGINES = (NATIVE, INTERPRETER)
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable classes, best first, each "label", "probability" and "index"; and the milliseconds it took to
+    prepare the image and to run the model."""
+
+    top: list[dict[str, Any]]
+    prepare: float
+    engine: float
+
+
+class Classifier:
+    """The artifact in a folder, ready to be called by several threads at once.
+
+    `engine` is native or interpreter; None is native, and where the kernels were not built the interpreter, of which
+    `progress` then tells. `threads` are those of the native engine for one image (None: all cores). Raises
+    `HalfbyteError` for a folder that is no artifact, is damaged or has no program, for an engine that cannot run it.
+    """
+
+    def __init__(
+        self, folder: Path, limits: Limits, engine: str | None = None, threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        facts, config = read_facts(folder)
+        self.preprocessing = Preprocessing.of(facts["preprocessing"])
+        self.limits = limits
+        self.classes = int(config["num_classes"])
+        self.labels = class_labels(config)
+        self.engine = chosen_engine(engine, progress or Progress())
+        self._threads = checked_threads(threads)
+        self._run = self._start(folder)
+        logits = self._run(np.zeros((1, *self.preprocessing.input_size), np.float32))
+        if logits.shape != (1, self.classes):
+            raise HalfbyteError(f"{folder}: the program gives {list(logits.shape[1:])}, not {self.classes} classes")
+        self.facts = self._facts(facts)
+
+    def _start(self, folder: Path) -> Callable[[Floats], Floats]:
+        if self.engine == NATIVE:
+            return Engine(folder, threads=self._threads)
+        return Interpreter(load_program(folder))
+
+    def logits(self, content: bytes) -> Floats:
+        """Of an image file's bytes, float32 `[classes]`; raises `RefusedError` for what is no image to be taken."""
+        return self._logits(self._prepared(content))
+
+    def __call__(self, content: bytes) -> Answer:
+        """The most probable classes of an image file's bytes; raises `RefusedError` as `logits`."""
+        start = time.perf_counter()
+        pixels = self._prepared(content)
+        prepared = time.perf_counter()
+        logits = self._logits(pixels)
+        done = time.perf_counter()
+        return Answer(self.top(logits), 1000 * (prepared - start), 1000 * (done - prepared))
+
+    def top(self, logits: Floats) -> list[dict[str, Any]]:
+        """The most probable classes by logits `[classes]`: softmax in float64, of equal ones the lower index first."""
+        wide = np.exp(logits.astype(np.float64) - logits.max())
+        shares = wide / wide.sum()
+        best = np.argsort(-logits, kind="stable")[:TOP]
+        return [{"label": self.label(int(i)), "probability": float(shares[i]), "index": int(i)} for i in best]
+
+    def label(self, index: int) -> str:
+        """What a class is called; its number where the artifact does not say."""
+        return f"class {index}" if self.labels is None else self.labels[index]
+
+    def _prepared(self, content: bytes) -> Floats:
+        return self.preprocessing(read_picture(content, self.preprocessing, self.limits))
+
+    def _logits(self, pixels: Floats) -> Floats:
+        logits: Floats = self._run(pixels[None])[0]
+        return logits
+
+    def _facts(self, facts: dict[str, Any]) -> dict[str, Any]:
+        source, recipe = facts["source"], facts.get("recipe") or {}
+        bits = known if isinstance(known := recipe.get("bits"), dict) else {}
+        return {
+            "model": source["architecture"],
+            "weights": {"tag": source["tag"], "sha256": source["sha256"]},
+            "recipe": recipe.get("name"),
+            "bits": {operand: bits.get(operand) for operand in ("weight", "activation")},
+            "classes": self.classes,
+            "preprocessing": facts["preprocessing"],
+            "engine": self.engine,
+            "instructions": isa() if self.engine == NATIVE else None,
+            "threads": self._threads if self.engine == NATIVE else None,
+            "limits": {"upload_bytes": self.limits.upload, "pixels": self.limits.pixels},
+            "halfbyte": metadata.version("halfbyte"),
+        }
+
+
+def chosen_engine(engine: str | None, progress: Progress) -> str:
+    """The engine that is meant; raises `HalfbyteError` for one that is not there."""
+    if engine is None:
+        if available():
+            return NATIVE
+        progress.say(
+            "the native kernels were not built with this installation: serving with --engine interpreter, much slower"
+        )
+        return INTERPRETER
+    if engine not in ENGINES:
+        raise HalfbyteError(f"--engine {engine!r} cannot serve{did_you_mean(engine, ENGINES)}")
+    return engine

@@ -1,0 +1,75 @@
+"""From uploaded bytes to a picture: only formats that are meant, and never more pixels than are allowed."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from halfbyte.data.decode import open_image
+from halfbyte.data.preprocessing import Preprocessing
+from halfbyte.errors import HalfbyteError
+
+# Pillow's names, and what a browser's file dialog calls them.
+FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+
+
+class RefusedError(HalfbyteError):
+    """A request that is answered with the HTTP `status` and one line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes: `upload` bytes a request, `pixels` of a picture, also as the model's preprocessing resizes
+    it, `seconds` for an upload to arrive."""
+
+    upload: int = 10_000_000
+    pixels: int = 50_000_000
+    seconds: float = 30.0
+
+
+def read_picture(content: bytes, preprocessing: Preprocessing, limits: Limits) -> Image.Image:
+    """The picture in an uploaded file's bytes; raises `RefusedError` for what is none, or too large to be decoded."""
+    if not content:
+        raise RefusedError(400, "the upload is empty; send an image")
+    if len(content) > limits.upload:
+        raise too_large(limits)
+    width, height = _size(content)
+    # The picture may yet be turned upright.
+    resized = [preprocessing.resized(*size) for size in ((width, height), (height, width))]
+    if min(map(min, resized)) < 1:
+        raise RefusedError(400, f"an image of {width} x {height} pixels is too narrow for the model")
+    # A narrow strip of few pixels becomes an enormous one when its shorter side is scaled up.
+    if max(x * y for x, y in [(width, height), *resized]) > limits.pixels:
+        megapixels = f"{limits.pixels / 1e6:g} megapixels"
+        raise RefusedError(413, f"an image of {width} x {height} pixels; at most {megapixels} are taken, also resized")
+    try:
+        return open_image(io.BytesIO(content), preprocessing.input_size[0], tuple(FORMATS))
+    except HalfbyteError as error:
+        raise RefusedError(400, f"the image is damaged: {error.__cause__ or error}") from None
+
+
+def too_large(limits: Limits) -> RefusedError:
+    """What an upload of too many bytes is answered with."""
+    return RefusedError(413, f"the upload is larger than {limits.upload / 1e6:g} MB")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height by the file's header."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of sizes near its own limit; ours is told below it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
+                return image.size
+    except Image.DecompressionBombError as error:
+        raise RefusedError(413, f"the image has too many pixels: {error}") from None
+    except Exception:  # a damaged file can make its reader raise anything at all
+        known = ", ".join(FORMATS)
+        raise RefusedError(415, f"the upload is no image that can be read; send one of {known}") from None

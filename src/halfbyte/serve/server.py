@@ -1,0 +1,117 @@
+"""The server's process: its socket, its signals, and what it says."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
+from halfbyte.report.wording import bit_widths
+from halfbyte.runtime.engine import available_cores
+
+_PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+_BACKLOG = 256
+MOST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `serve` is asked for; the fields are the options of the command.
+
+    `port` 0 is a free one. `concurrency`: images classified at once (None: one a core); `queue`: requests that may
+    wait; `max_upload` in MB, `max_pixels` in millions, as the picture is stored and as it is resized.
+    """
+
+    artifact: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    engine: str | None = None
+    threads: int | None = None
+    concurrency: int | None = None
+    queue: int = 64
+    max_upload: float = 10.0
+    max_pixels: float = 50.0
+
+
+def serve(options: ServeOptions, progress: Progress | None = None) -> None:
+    """Serve an artifact until SIGTERM or SIGINT; what runs then is finished first.
+
+    Raises `HalfbyteError` for missing packages, what is no artifact, impossible options, and an address in use.
+    """
+    progress = progress or Progress()
+    _require_packages()
+    _check(options)
+    import uvicorn
+
+    from halfbyte.serve.app import create_app
+    from halfbyte.serve.classifier import Classifier
+    from halfbyte.serve.picture import Limits
+
+    limits = Limits(int(options.max_upload * 1e6), int(options.max_pixels * 1e6))
+    classifier = Classifier(options.artifact, limits, options.engine, options.threads, progress)
+    concurrency = options.concurrency or available_cores()
+    listener = _listener(options.host, options.port)
+    config = uvicorn.Config(
+        create_app(classifier, concurrency, options.queue), http="h11", ws="none", lifespan="off", access_log=False,
+        log_level="error", server_header=False, timeout_graceful_shutdown=int(2 * limits.seconds),
+    )  # fmt: skip
+    # Anyone may send nonsense, but not fill the log with it.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    server = uvicorn.Server(config)
+    _stop_on_signals(server)
+    bits = bit_widths(*classifier.facts["bits"].values())
+    progress.say(f"serving {classifier.facts['model']} ({bits}, {classifier.engine}) on {_address(listener)}")
+    server.run(sockets=[listener])
+    progress.say("stopped")
+
+
+def _require_packages() -> None:
+    missing = [name for package, name in _PACKAGES.items() if importlib.util.find_spec(package) is None]
+    if missing:
+        raise HalfbyteError(f"serving needs {', '.join(missing)}; pip install 'halfbyte[serve]'")
+
+
+def _check(options: ServeOptions) -> None:
+    if not 0 <= options.port <= MOST_PORT:
+        raise HalfbyteError(f"--port {options.port}: must be from 0 (any free one) to {MOST_PORT}")
+    for name, value, least in (("concurrency", options.concurrency, 1), ("queue", options.queue, 0)):
+        if value is not None and value < least:
+            raise HalfbyteError(f"--{name} must be at least {least}, not {value}")
+    for name, most in (("max-upload", options.max_upload), ("max-pixels", options.max_pixels)):
+        if not 0 < most <= 1000:
+            raise HalfbyteError(f"--{name} {most:g}: must be above 0 and at most 1000")
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises `HalfbyteError` where the address is none, or in use."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        another = "--port, or 0 for a free one" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        # The text of the error names the address once more; that of a host's name that was not found is its own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise HalfbyteError(f"cannot listen on {host}, port {port}: {reason}; choose another {another}") from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stop_on_signals(server: Any) -> None:
+    # The server has handlers of its own while it runs, and then raises what it caught again: these end the process
+    # as what was asked for, with exit code 0.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

@@ -1,0 +1,172 @@
+"""The process: how it begins, what it refuses, how it stops, and what it does when it is asked for too much."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.serve.conftest import ENDS, answer_of
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
+from halfbyte.serve import classifier as classifier_module
+from halfbyte.serve.classifier import Classifier
+from halfbyte.serve.picture import Limits
+from halfbyte.serve.server import ServeOptions, serve
+
+
+def begin_upload(server, content: bytes):
+    """A connection on which half of an image was sent."""
+    connection = server.connection()
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content[: len(content) // 2])
+    return connection
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_it_finishes_what_runs_and_stops(artifact, start, png, number) -> None:
+    with start(artifact) as server:
+        idle = server.connection()
+        idle.request("GET", "/health")
+        assert answer_of(idle).status == 200
+        connection = begin_upload(server, png)
+        server.is_well()
+        server.process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+        connection.send(png[len(png) // 2 :])
+        assert len(answer_of(connection).top) == 5
+        assert server.process.wait(ENDS) == 0
+        idle.close()
+    assert [line.split()[0] for line in server.said] == ["serving", "stopped"]
+
+
+def test_too_many_requests_are_told_to_come_again(artifact, start, png) -> None:
+    with start(artifact, "--concurrency", 1, "--queue", 1) as server:
+        first, second = begin_upload(server, png), begin_upload(server, png)
+        server.is_well()
+        for _ in range(3):
+            reply = server.predict(png)
+            reply.refused(503, "try again")
+            assert reply.headers["retry-after"] == "1"
+        for connection in (first, second):
+            connection.send(png[len(png) // 2 :])
+            assert len(answer_of(connection).top) == 5
+            connection.close()
+        # One that hangs up gives its place back, too.
+        begin_upload(server, png).close()
+        begin_upload(server, png).close()
+        for _ in range(50):
+            if (reply := server.predict(png)).status == 200:
+                break
+        assert reply.status == 200
+
+
+def test_more_clients_than_places_are_answered_one_way_or_the_other(artifact, start, png) -> None:
+    with start(artifact, "--concurrency", 2, "--queue", 2) as server, ThreadPoolExecutor(16) as pool:
+        statuses = [reply.status for reply in pool.map(server.predict, [png] * 200)]
+        assert set(statuses) <= {200, 503}
+        assert 200 in statuses
+        server.is_well()
+        assert server.stopped_by(signal.SIGTERM) == 0
+
+
+def test_limits_are_options(artifact, start, noise, encode) -> None:
+    with start(artifact, "--max-upload", 0.001, "--max-pixels", 0.002) as server:
+        assert server.predict(encode(noise(40, 40))).status == 200
+        server.predict(encode(noise(50, 50))).refused(413, "50 x 50", "0.002 megapixels")
+        server.predict(bytes(1001)).refused(413, "larger than 0.001 MB")
+
+
+def test_the_interpreter_answers_alike(artifact, start, server, png) -> None:
+    with start(artifact, "--engine", "interpreter") as slow:
+        assert slow.ask("GET", "/model").json["engine"] == "interpreter"
+        theirs, ours = slow.predict(png).top, server.predict(png).top
+    assert [entry["index"] for entry in theirs] == [entry["index"] for entry in ours]
+
+
+class Listening(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_without_kernels_it_says_so_and_interprets(artifact, monkeypatch, png) -> None:
+    monkeypatch.setattr(classifier_module, "available", lambda: False)
+    progress = Listening()
+    slow = Classifier(artifact, Limits(), progress=progress)
+    assert slow.engine == "interpreter"
+    assert len(progress.said) == 1
+    assert "--engine interpreter" in progress.said[0]
+    assert len(slow(png).top) == 5
+
+
+def test_a_missing_package_is_one_line(artifact, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name))
+    with pytest.raises(HalfbyteError, match=r"serving needs fastapi; pip install 'halfbyte\[serve\]'"):
+        serve(ServeOptions(artifact))
+
+
+def refused(*arguments: object) -> str:
+    """The one line with which the command is refused."""
+    command = [sys.executable, "-m", "halfbyte", "serve", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_port_in_use_is_one_line(artifact, server) -> None:
+    line = refused(artifact, "--port", server.port)
+    assert f"port {server.port}: Address already in use; choose another --port" in line
+
+
+def test_what_cannot_be_served_is_one_line(artifact, tmp_path) -> None:
+    assert "is not an artifact" in refused(tmp_path, "--port", 0)
+    assert "nothing" in refused(tmp_path / "nothing", "--port", 0)
+    for name in ("config.json", "quantization.json", "model.safetensors", "program.bin"):
+        (tmp_path / name).write_bytes((artifact / name).read_bytes())
+    (tmp_path / "program.bin").write_bytes(b"HBPROG01")
+    assert "program.bin is damaged" in refused(tmp_path, "--port", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"port": 70000}, "--port 70000"),
+        ({"port": -1}, "--port -1"),
+        ({"host": "no.such.host.invalid", "port": 0}, "choose another --host"),
+        ({"host": "8.8.8.8", "port": 0}, "choose another --host"),
+        ({"engine": "torch"}, "--engine 'torch' cannot serve; known: interpreter, native"),
+        ({"threads": 0}, "threads must be from 1"),
+        ({"concurrency": 0}, "--concurrency must be at least 1"),
+        ({"queue": -1}, "--queue must be at least 0"),
+        ({"max_upload": 0}, "--max-upload 0"),
+        ({"max_pixels": float("nan")}, "--max-pixels nan"),
+    ],
+)
+def test_impossible_options_are_one_line(artifact, options, part) -> None:
+    assert threading.current_thread() is threading.main_thread()
+    with pytest.raises(HalfbyteError) as caught:
+        serve(ServeOptions(artifact, **options))
+    assert part in str(caught.value)
+
+
+def test_help_loads_neither_the_server_nor_torch() -> None:
+    program = "import halfbyte.cli, sys, json; print(json.dumps(sorted(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert not {name.partition(".")[0] for name in json.loads(printed)} & {"torch", "fastapi", "uvicorn", "PIL"}
