@@ -7,11 +7,11 @@ from operator import itemgetter
 from pathlib import Path
 
 from halfbyte.continuation import TRAINS
+from halfbyte.data.preprocessing import checked_preprocessing
 from halfbyte.data.sources import EMBEDDED_CALIBRATION, open_source
 from halfbyte.errors import HalfbyteError
 from halfbyte.inputs import Options, checked_device, resolved_recipe
 from halfbyte.models.builtin import BUILTIN_MODELS
-from halfbyte.models.load import checked_preprocessing
 from halfbyte.models.names import resolve
 from halfbyte.models.pretrained import fetch_weights
 from halfbyte.models.weights import PICKLE_SUFFIXES
