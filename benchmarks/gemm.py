@@ -1,11 +1,12 @@
 """How fast the native kernels multiply: GMAC/s of every pair of bit widths at the shapes of DeiT-T/S/B.
 
     python benchmarks/gemm.py --out benchmarks/results/gemm.json
+    python benchmarks/gemm.py --isas avx2 --bits 2 3 4 --out benchmarks/results/gemm_tables.json
 
 Beside them PyTorch float32 and, where onnxruntime and onnx are installed, ONNX Runtime int8, all on one thread. Each
 repetition times every engine in turn, so that a busy machine disturbs all alike: one call that is not timed, then the
-fastest of three. The figures are medians over the repetitions. `peak` is what a loop of multiply-adds in registers
-reaches on the same instruction set.
+fastest of three. Times are those of the processor, without what other programs took. The figures are medians over
+the repetitions. `peak` is what a loop of multiply-adds in registers reaches on the same instruction set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from halfbyte.runtime.native import kernels
 
 ROWS = 197
 WIDTHS = {"DeiT-T": 192, "DeiT-S": 384, "DeiT-B": 768}
-BITS = range(2, 9)
 Call = Callable[[], object]
 
 
@@ -36,15 +36,15 @@ def shapes() -> dict[str, tuple[int, int]]:
     return {f"{m} {name}": (c * k, c * n) for m, c in WIDTHS.items() for name, (k, n) in of_width.items()}
 
 
-def native_calls(k: int, n: int, isas: list[str], generator: np.random.Generator) -> dict[str, Call]:
+def native_calls(k: int, n: int, isas: list[str], bits: list[int], generator: np.random.Generator) -> dict[str, Call]:
     native = kernels()
     scale, bias = np.ones(n, np.float32), np.zeros(n, np.float32)
     out = np.empty((ROWS, n), np.float32)
     calls: dict[str, Call] = {}
     for isa in isas:
         native.choose_isa(isa)
-        for w in BITS:
-            for a in BITS:
+        for w in bits:
+            for a in bits:
                 codes = generator.integers(0, 2**a, (ROWS, k)).astype(np.uint8)
                 weight = generator.integers(0, 2**w, (n, k)).astype(np.uint8)
                 packed = native.pack_weight(weight, w, 2 ** (w - 1), a)
@@ -87,9 +87,9 @@ def onnxruntime_call(k: int, n: int, generator: np.random.Generator) -> Call | N
 
 
 def seconds(call: Call) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def medians(calls: dict[str, Call], repetitions: int) -> dict[str, float]:
@@ -111,8 +111,11 @@ def peaks(isas: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(rows: dict[str, dict[str, float]], isas: list[str], peak: dict[str, dict[str, float]]) -> None:
-    shown = [f"{isa} w{b}a{b}" for isa in isas for b in (2, 4, 6, 8)]
+def table(
+    rows: dict[str, dict[str, float]], isas: list[str], bits: list[int], peak: dict[str, dict[str, float]]
+) -> None:
+    pairs = [(2, 4), *((b, b) for b in (2, 4, 6, 8))]
+    shown = [f"{isa} w{w}a{a}" for isa in isas for w, a in pairs if {w, a} <= set(bits)]
     others = [name for name in ("torch float32", "onnxruntime int8") if name in next(iter(rows.values()))]
     print(" | ".join(["GMAC/s".ljust(12), *(name.rjust(15) for name in [*others, *shown])]))
     for shape, speeds in rows.items():
@@ -129,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--isas", nargs="+", help="instruction sets (default: all vector ones of this processor)")
+    parser.add_argument("--bits", nargs="+", type=int, default=list(range(2, 9)), help="of weights and of activations")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,12 +144,12 @@ def main() -> None:
         calls = {"torch float32": torch_call(k, n)}
         if (peer := onnxruntime_call(k, n, generator)) is not None:
             calls["onnxruntime int8"] = peer
-        calls |= native_calls(k, n, isas, generator)
+        calls |= native_calls(k, n, isas, options.bits, generator)
         taken = medians(calls, options.repetitions)
         rows[shape] = {name: round(ROWS * k * n / median / 1e9, 1) for name, median in taken.items()}
     after = peaks(isas)
     peak = {isa: {kind: max(before[isa][kind], after[isa][kind]) for kind in before[isa]} for isa in isas}
-    table(rows, isas, peak)
+    table(rows, isas, options.bits, peak)
     if options.out is not None:
         facts: dict[str, Any] = {
             "environment": environment(torch.device("cpu")), "rows": ROWS, "threads": 1,

@@ -94,6 +94,25 @@ def test_levels(kernels: ModuleType, data: st.DataObject) -> None:
     np.testing.assert_array_equal(y, reference.rescaled(sums, 0.011))
 
 
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 512, 513, 1087, 1089, 2200])
+@pytest.mark.parametrize("activation_bits", [2, 3, 4, 5])
+def test_two_bit_weights(kernels: ModuleType, activation_bits: int, k: int) -> None:
+    """Around what adds up in 8 and in 16 bits where sums are looked up, for every number of rows of a tile."""
+    generator = np.random.default_rng(k)
+    zero = generator.integers(-5, 9, 19).astype(np.int32)
+    for m in range(1, 10):
+        for kind_a, kind_w in (("random", "random"), ("most", "least"), ("most", "most"), ("ends", "ends")):
+            a, w = codes(generator, activation_bits, kind_a, m, k), codes(generator, 2, kind_w, 19, k)
+            expected = reference.product(a, w, 3, zero)
+            np.testing.assert_array_equal(
+                kernels.linear(a, kernels.pack_weight(w, 2, zero, activation_bits), 3), expected
+            )
+    right = codes(generator, 2, "random", 19, k)
+    for matrix, transposed in ((right, True), (right.T.copy(), False)):
+        sums = kernels.matmul(a[None], matrix[None], activation_bits, 2, 3, 1, transposed=transposed)
+        np.testing.assert_array_equal(sums[0], reference.product(a, right, 3, 1))
+
+
 def test_sums_of_levels_beyond_32_bits(kernels: ModuleType) -> None:
     left, right = np.zeros((1, 5, 1000), np.uint8), np.full((1, 1000, 9), 255, np.uint8)
     table = np.full(16, 32767, np.int16)

@@ -9,7 +9,9 @@
 
 namespace halfbyte {
 
-constexpr int max_tile_rows = 12, max_tile_columns = 32;
+constexpr int max_tile_rows = 12, max_tile_columns = 32, most_table_rows = 8;
+// The tables of one row for one step of sixteen codes.
+constexpr size_t table_bytes = 64;
 
 // A tile of sums: `rows` rows of the left operand times one panel of the packed right one, K taken in steps of 4 bytes
 // (four codes, or two 16-bit levels), then
@@ -32,6 +34,14 @@ struct Tile {
 };
 
 using TileFunction = void (*)(const Tile&);
+
+// Products of codes of at most 4 bits with 2-bit weights, by tables of sums; see table.inl. The left operand of a tile are
+// the tables of its rows.
+struct TableKernels {
+    // The tables of `rows` rows of k codes, in steps of sixteen, to memory that starts at a cache line.
+    void (*fill)(const uint8_t* codes, size_t stride, size_t k, size_t rows, uint8_t* tables);
+    const TileFunction* tiles;  // [most_table_rows]
+};
 
 // code = clip(rint((x - offset) / scale) + zero, 0, last), each step in float32; NaN gives 0.
 struct Uniform {
@@ -100,6 +110,7 @@ struct KernelSet {
     bool sums_in_16_bits;
     const TileFunction* bytes;  // [tile_rows], by the number of rows less one
     const TileFunction* words;
+    const TableKernels* tables;  // null: none
     PeakFunction byte_peak;
     PeakFunction word_peak;
     PeakFunction float_peak;

@@ -32,6 +32,9 @@ class Buffer {
     size_t size_ = 0;
 };
 
+// How a tile takes the codes of the right operand: in bytes, in 16 bits each, or as planes of bits that choose sums.
+enum class Layout { bytes, words, tables };
+
 // The right operand of a product, `n` columns of `k` codes, laid out as the tile reads it: panels of `tile_columns`
 // columns, in each the codes of all columns for one step of K after the other. Codes are stored less 2^(bits - 1).
 struct PackedRight {
@@ -39,14 +42,19 @@ struct PackedRight {
     size_t n = 0, k = 0, steps = 0, panels = 0;
     int bits = 0;
     int left_bits = 0;  // of the left operands that it was laid out for; 16 for levels
-    bool words = false;  // stored in 16 bits each
+    Layout layout = Layout::bytes;
+    const TileFunction* tiles = nullptr;  // [tile_rows()], by the number of rows less one
     size_t steps_in_16_bits = 0;
     int64_t largest = 0;  // the largest magnitude of a code less its zero point
     bool zeros = false;   // whether any column_zero is not 0
     Buffer data;
     std::vector<int32_t> column_term, column_zero;  // per column, see Tile
 
-    size_t panel_bytes() const { return steps * 4 * static_cast<size_t>(kernels->tile_columns); }
+    size_t tile_rows() const;
+    size_t codes_of_step() const { return layout == Layout::tables ? 16 : layout == Layout::words ? 2 : 4; }
+    size_t panel_bytes() const {
+        return steps * (layout == Layout::tables ? 8 : 4) * static_cast<size_t>(kernels->tile_columns);
+    }
     size_t columns_of(size_t panel) const;
 };
 

@@ -122,6 +122,8 @@ void tile_bytes(const Tile& t) {
     finish<rows>(sums, t);
 }
 
+#include "table.inl"
+
 constexpr TileFunction bytes[] = {tile_bytes<1>, tile_bytes<2>, tile_bytes<3>,
                                   tile_bytes<4>, tile_bytes<5>, tile_bytes<6>};
 constexpr TileFunction words[] = {tile_direct<Words, 1>, tile_direct<Words, 2>, tile_direct<Words, 3>,
@@ -149,7 +151,7 @@ struct FloatPeak {
 
 const KernelSet& avx2_kernels() {
     static const KernelSet set{Isa::avx2, avx2::tile_rows, avx2::tile_columns, true, avx2::bytes, avx2::words,
-                               avx2::peak<avx2::BytePeak, 32>, avx2::peak<avx2::WordPeak, 16>,
+                               &avx2::tables, avx2::peak<avx2::BytePeak, 32>, avx2::peak<avx2::WordPeak, 16>,
                                avx2::peak<avx2::FloatPeak, 8>, avx2::rough_row_kernels()};
     return set;
 }

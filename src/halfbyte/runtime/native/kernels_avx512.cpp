@@ -104,7 +104,7 @@ struct IntegerPeak {
 
 const KernelSet& avx512_kernels() {
     static const KernelSet set{Isa::avx512vnni, avx512::tile_rows, avx512::tile_columns, false, avx512::bytes,
-                               avx512::words, avx512::peak<avx512::IntegerPeak<avx512::Bytes>, 64>,
+                               avx512::words, nullptr, avx512::peak<avx512::IntegerPeak<avx512::Bytes>, 64>,
                                avx512::peak<avx512::IntegerPeak<avx512::Words>, 32>,
                                avx512::peak<avx512::FloatPeak, 16>, avx512::rough_row_kernels()};
     return set;

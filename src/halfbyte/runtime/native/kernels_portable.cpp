@@ -67,7 +67,7 @@ constexpr TileFunction words[] = {tile<int16_t, 1>, tile<int16_t, 2>, tile<int16
 
 const KernelSet& portable_kernels() {
     static const KernelSet set{Isa::portable, portable::tile_rows, portable::tile_columns, false, portable::bytes,
-                               portable::words, nullptr, nullptr, nullptr, portable::row_kernels()};
+                               portable::words, nullptr, nullptr, nullptr, nullptr, portable::row_kernels()};
     return set;
 }
 

@@ -35,12 +35,17 @@ struct Block {
     size_t row, rows;
 };
 
-// The rows as the tile reads them: whole steps of 4 bytes, in 16 bits where the right operand is.
+// The rows as the tile reads them: their tables, or whole steps of 4 bytes, in 16 bits where the right operand is.
 Block block_of(const Left& left, size_t row, size_t rows, const PackedRight& right, Scratch& s) {
     const size_t size = left.levels != nullptr ? 2 : 1, used = right.k * size;
     const uint8_t* from = left.levels != nullptr ? reinterpret_cast<const uint8_t*>(left.levels + row * left.stride)
                                                  : left.codes + row * left.stride;
-    const bool widen = right.words && size == 1;
+    if (right.layout == Layout::tables) {
+        uint8_t* to = s.left.ensure(rows * right.steps * table_bytes);
+        right.kernels->tables->fill(from, left.stride, right.k, rows, to);
+        return {to, table_bytes, row, rows};
+    }
+    const bool widen = right.layout == Layout::words && size == 1;
     if (!widen && used == right.steps * 4) return {from, left.stride * size, row, rows};
     const size_t stride = (right.steps * 4 + 63) / 64 * 64;
     uint8_t* to = s.left.ensure(max_tile_rows * stride);
@@ -61,12 +66,12 @@ int64_t row_sum(const Left& left, size_t row, const PackedRight& right) {
     return right.kernels->rows.sum_levels(left.levels + row * left.stride, right.k);
 }
 
-// Sums that may pass 2^31: 32-bit sums of as many steps as are safe, added up in 64 bits.
+// Sums that may pass 2^31, which are those of levels: 32-bit sums of as many steps as are safe, added up in 64 bits.
 void wide_tile(const Tile& whole, TileFunction multiply_tile, const Block& block, const Left& left,
                const PackedRight& right, size_t panel, Scratch& s) {
     const size_t width = static_cast<size_t>(right.kernels->tile_columns), columns = right.columns_of(panel);
     const int64_t left_largest = left.levels != nullptr ? 32767 : (1 << left.bits) - 1;
-    const int64_t group = right.words ? 2 : 4, right_largest = INT64_C(1) << (right.bits - 1);
+    const int64_t group = static_cast<int64_t>(right.codes_of_step()), right_largest = INT64_C(1) << (right.bits - 1);
     const size_t safe = static_cast<size_t>(INT64_C(2147483647) / (group * left_largest * right_largest));
     std::fill_n(s.wide, block.rows * width, 0);
     Tile part = whole;
@@ -124,7 +129,7 @@ void panel_of(const Block& block, const Left& left, const PackedRight& right, si
         tile.out = s.tile;
         tile.out_stride = width;
     }
-    const TileFunction multiply_tile = (right.words ? right.kernels->words : right.kernels->bytes)[block.rows - 1];
+    const TileFunction multiply_tile = right.tiles[block.rows - 1];
     if (!fits) return wide_tile(tile, multiply_tile, block, left, right, panel, s);
     multiply_tile(tile);
     if (partial)
@@ -137,7 +142,7 @@ void multiply_part(const Left& left, size_t begin, size_t end, const PackedRight
     Scratch& s = scratch();
     const bool fits = sums_fit(left, right), sums = right.zeros || !fits;
     std::fill_n(s.scale, max_tile_columns, epilogue.scale != nullptr ? epilogue.scale[0] : 0.0F);
-    const size_t most = static_cast<size_t>(right.kernels->tile_rows), rows = end - begin;
+    const size_t most = right.tile_rows(), rows = end - begin;
     const size_t blocks = (rows + most - 1) / most;
     const size_t share = std::max<size_t>(1, share_bytes / std::max<size_t>(1, right.panel_bytes()));
     for (size_t from = first_panel; from < last_panel; from += share) {
@@ -193,7 +198,7 @@ void multiply_rows(const Left& left, size_t begin, size_t end, const PackedRight
 
 void multiply(const Left& left, size_t rows, const PackedRight& right, const Epilogue& epilogue, void* out,
               size_t out_stride, int threads) {
-    const size_t most = static_cast<size_t>(right.kernels->tile_rows);
+    const size_t most = right.tile_rows();
     const bool by_rows = rows >= most * static_cast<size_t>(threads);
     const size_t units = by_rows ? rows : right.panels;
     const size_t parts = std::min(units, static_cast<size_t>(threads));

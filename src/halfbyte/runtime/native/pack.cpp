@@ -20,16 +20,39 @@ constexpr uint32_t each_byte = 0x01010101U;
 // 128 + x into x.
 inline uint32_t centred(uint32_t four, uint32_t half) { return (four + (128 - half) * each_byte) ^ (0x80U * each_byte); }
 
-// Four codes of one column; the bytes past K become 0.
-inline uint32_t four_codes(const uint8_t* codes, ptrdiff_t stride, size_t count, uint32_t half) {
+// Four codes of one column from `k` on; the bytes past K become 0.
+inline uint32_t four_codes(const uint8_t* column, const RightSource& s, size_t k, uint32_t half) {
     uint8_t four[4];
-    for (size_t i = 0; i < 4; ++i) four[i] = i < count ? codes[static_cast<ptrdiff_t>(i) * stride] : static_cast<uint8_t>(half);
+    for (uint8_t& code : four) {
+        code = k < s.k ? column[static_cast<ptrdiff_t>(k) * s.stride_k] : static_cast<uint8_t>(half);
+        ++k;
+    }
     uint32_t value;
     std::memcpy(&value, four, 4);
     return centred(value, half);
 }
 
-void pack_bytes(const RightSource& s, PackedRight& into) {
+struct AsBytes {
+    static constexpr size_t bytes = 4;
+    static void put(uint32_t four, uint8_t* to) { std::memcpy(to, &four, 4); }
+};
+
+// For table.inl: the lower bits of all four, then the upper ones. A number from -2 to 1 has the same two lower bits in
+// eight bits as in two.
+struct AsPlanes {
+    static constexpr size_t bytes = 2;
+    static uint8_t plane(uint32_t four, int bit) {
+        return static_cast<uint8_t>(((four >> bit) & each_byte) * 0x01020408U >> 24);
+    }
+    static void put(uint32_t four, uint8_t* to) {
+        to[0] = plane(four, 0);
+        to[1] = plane(four, 1);
+    }
+};
+
+template <class As>
+void pack_fours(const RightSource& s, PackedRight& into) {
+    const size_t fours = into.steps * into.codes_of_step() / 4;
     const size_t width = static_cast<size_t>(into.kernels->tile_columns), whole = s.k / 4;
     const uint32_t half = 1U << (s.bits - 1);
     for (size_t panel = 0; panel < into.panels; ++panel) {
@@ -38,17 +61,16 @@ void pack_bytes(const RightSource& s, PackedRight& into) {
         if (columns < width) std::memset(to, 0, into.panel_bytes());
         for (size_t column = 0; column < columns; ++column) {
             const uint8_t* from = s.codes + static_cast<ptrdiff_t>(panel * width + column) * s.stride_n;
-            uint8_t* own = to + column * 4;
-            for (size_t step = 0; step < into.steps; ++step, own += width * 4) {
+            uint8_t* own = to + column * As::bytes;
+            for (size_t i = 0; i < fours; ++i, own += width * As::bytes) {
                 uint32_t four;
-                if (s.stride_k == 1 && step < whole) {
-                    std::memcpy(&four, from + step * 4, 4);
+                if (s.stride_k == 1 && i < whole) {
+                    std::memcpy(&four, from + i * 4, 4);
                     four = centred(four, half);
                 } else {
-                    four = four_codes(from + static_cast<ptrdiff_t>(step * 4) * s.stride_k, s.stride_k,
-                                      std::min<size_t>(4, s.k - step * 4), half);
+                    four = four_codes(from, s, i * 4, half);
                 }
-                std::memcpy(own, &four, 4);
+                As::put(four, own);
             }
         }
     }
@@ -129,6 +151,12 @@ uint8_t* Buffer::ensure(size_t bytes) {
     return start_;
 }
 
+size_t PackedRight::tile_rows() const {
+    // More rows read the weights less often, as long as the first-level cache holds their tables.
+    if (layout == Layout::tables && k <= 512) return most_table_rows;
+    return static_cast<size_t>(kernels->tile_rows);
+}
+
 size_t PackedRight::columns_of(size_t panel) const {
     const size_t width = static_cast<size_t>(kernels->tile_columns);
     return std::min(width, n - panel * width);
@@ -140,14 +168,25 @@ void pack(const RightSource& source, int left_bits, const KernelSet& kernels, Pa
     into.k = source.k;
     into.bits = source.bits;
     into.left_bits = left_bits;
-    const int safe_steps = left_bits > 8 ? 0 : pair_steps(source.bits, left_bits);
-    into.words = left_bits > 8 || (kernels.sums_in_16_bits && safe_steps < worthwhile_steps);
-    into.steps_in_16_bits = static_cast<size_t>(safe_steps);
-    const size_t group = into.words ? 2 : 4, width = static_cast<size_t>(kernels.tile_columns);
+    if (kernels.tables != nullptr && source.bits == 2 && left_bits <= most_table_bits) {
+        into.layout = Layout::tables;
+        into.tiles = kernels.tables->tiles;
+        into.steps_in_16_bits = static_cast<size_t>(table_steps(left_bits));
+    } else {
+        const int safe_steps = left_bits > 8 ? 0 : pair_steps(source.bits, left_bits);
+        const bool words = left_bits > 8 || (kernels.sums_in_16_bits && safe_steps < worthwhile_steps);
+        into.layout = words ? Layout::words : Layout::bytes;
+        into.tiles = words ? kernels.words : kernels.bytes;
+        into.steps_in_16_bits = static_cast<size_t>(safe_steps);
+    }
+    const size_t group = into.codes_of_step(), width = static_cast<size_t>(kernels.tile_columns);
     into.steps = (source.k + group - 1) / group;
     into.panels = (source.n + width - 1) / width;
     into.data.ensure(into.panels * into.panel_bytes());
-    (into.words ? pack_words : pack_bytes)(source, into);
+    if (into.layout == Layout::tables)
+        pack_fours<AsPlanes>(source, into);
+    else
+        (into.layout == Layout::words ? pack_words : pack_fours<AsBytes>)(source, into);
     pack_terms(source, into);
 }
 

@@ -20,6 +20,8 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HALFBYTE_INLINE inline __attribute__((always_inline))
+#define HALFBYTE_APART __attribute__((noinline))
 #else
 #define HALFBYTE_INLINE inline
+#define HALFBYTE_APART
 #endif

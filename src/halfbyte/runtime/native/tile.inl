@@ -16,20 +16,26 @@ HALFBYTE_INLINE void finish(V (&sums)[rows][vectors], const Tile& t) {
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; ++j) sums[i][j] = add(sums[i][j], multiply(spread(t.row_sums[i]), zeros[j]));
     }
+    // What is stored may be the tile itself for all that the compiler knows, so it would read its members again each time.
+    const size_t stride = t.out_stride;
+    const float *const scale = t.scale, *const bias = t.bias;
+    if (scale == nullptr) {
+        int32_t* const out = static_cast<int32_t*>(t.out);
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
+        for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) {
-            const V sum = add(sums[i][j], terms[j]);
-            const size_t at = i * t.out_stride + j * lanes;
-            if (t.scale == nullptr) {
-                store(static_cast<int32_t*>(t.out) + at, sum);
-            } else {
-                F value = multiply_float(to_float(sum), load_float(t.scale + j * lanes));
-                if (t.bias != nullptr) value = add_float(value, load_float(t.bias + j * lanes));
-                store_float(static_cast<float*>(t.out) + at, value);
-            }
-        }
+            for (int j = 0; j < vectors; ++j) store(out + i * stride + j * lanes, add(sums[i][j], terms[j]));
+        return;
+    }
+    float* const out = static_cast<float*>(t.out);
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+        const F factor = load_float(scale + j * lanes);
+        const F shift = bias == nullptr ? spread_float(-0.0F) : load_float(bias + j * lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i)
+            store_float(out + i * stride + j * lanes,
+                        add_float(multiply_float(to_float(add(sums[i][j], terms[j])), factor), shift));
     }
 }
 
