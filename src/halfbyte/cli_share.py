@@ -29,7 +29,9 @@ def serve(
     engine: Annotated[
         str | None, typer.Option(help="native or interpreter.", show_default="native, if it was built")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="For one image.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Cores for one image.", show_default="cores / concurrency")
+    ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Images at once.", show_default="one a core")] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered 503.")] = 64,
     max_upload: Annotated[float, typer.Option(help="Megabytes of an upload.")] = 10.0,

@@ -26,8 +26,9 @@ MOST_PORT = 65535
 class ServeOptions:
     """What `serve` is asked for; the fields are the options of the command.
 
-    `port` 0 is a free one. `concurrency`: images classified at once (None: one a core); `queue`: requests that may
-    wait; `max_upload` in MB, `max_pixels` in millions, as the picture is stored and as it is resized.
+    `port` 0 is a free one. `concurrency`: images classified at once (None: one a core), on `threads` cores each (None:
+    what `concurrency` leaves to each); `queue`: requests that may wait; `max_upload` in MB, `max_pixels` in millions,
+    as the picture is stored and as it is resized.
     """
 
     artifact: Path
@@ -56,8 +57,10 @@ def serve(options: ServeOptions, progress: Progress | None = None) -> None:
     from halfbyte.serve.picture import Limits
 
     limits = Limits(int(options.max_upload * 1e6), int(options.max_pixels * 1e6))
-    classifier = Classifier(options.artifact, limits, options.engine, options.threads, progress)
     concurrency = options.concurrency or available_cores()
+    # Threads that wait for each other cost half as much again; what has all cores busy anyway is better without.
+    threads = available_cores() // concurrency or 1 if options.threads is None else options.threads
+    classifier = Classifier(options.artifact, limits, options.engine, threads, progress)
     listener = _listener(options.host, options.port)
     config = uvicorn.Config(
         create_app(classifier, concurrency, options.queue), http="h11", ws="none", lifespan="off", access_log=False,
