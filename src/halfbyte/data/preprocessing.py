@@ -88,7 +88,7 @@ class Preprocessing:
         _, height, width = self.input_size
         places = zip((picture.width, picture.height), (width, height), strict=True)
         left, top = (round((have - want) / 2) if have >= want else -((want - have) // 2) for have, want in places)
-        if left >= 0 and top >= 0:
+        if picture.width >= width and picture.height >= height:
             return picture.crop((left, top, left + width, top + height))
         fill = tuple(round(255 * mean) if self.crop_mode == "border" else 0 for mean in self.mean)
         canvas = Image.new(picture.mode, (width, height), fill if len(fill) > 1 else fill[0])

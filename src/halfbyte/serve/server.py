@@ -58,7 +58,7 @@ def serve(options: ServeOptions, progress: Progress | None = None) -> None:
 
     limits = Limits(int(options.max_upload * 1e6), int(options.max_pixels * 1e6))
     concurrency = options.concurrency or available_cores()
-    # Threads that wait for each other cost half as much again; what has all cores busy anyway is better without.
+    # Threads that wait for each other take time of their own; where all cores are busy anyway, one an image is better.
     threads = available_cores() // concurrency or 1 if options.threads is None else options.threads
     classifier = Classifier(options.artifact, limits, options.engine, threads, progress)
     listener = _listener(options.host, options.port)
