@@ -16,13 +16,18 @@ from halfbyte.errors import HalfbyteError
 if TYPE_CHECKING:
     from halfbyte.api import Result, evaluate_model, export, inspect_model, load, quantize
     from halfbyte.inputs import Options
+    from halfbyte.run_files import compare
 
-__all__ = ["HalfbyteError", "Options", "Result", "evaluate_model", "export", "inspect_model", "load", "quantize"]
+__all__ = [
+    "HalfbyteError", "Options", "Result", "compare", "evaluate_model", "export", "inspect_model", "load", "quantize",
+]  # fmt: skip
+
+_ELSEWHERE = {"Options": "inputs", "compare": "run_files"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
-    from halfbyte import api, inputs
+    from importlib import import_module
 
-    return getattr(inputs if name == "Options" else api, name)
+    return getattr(import_module(f"halfbyte.{_ELSEWHERE.get(name, 'api')}"), name)

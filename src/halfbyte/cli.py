@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from halfbyte.errors import HalfbyteError
-from halfbyte.progress import Progress
+from halfbyte import cli_runs
+from halfbyte.cli_json import Json, check_writable, write_json
 from halfbyte.terminal import open_console, print_bench, print_evaluation, print_export, print_run, print_sites
 
 app = typer.Typer(
@@ -27,7 +26,6 @@ Interpolation = Annotated[str | None, typer.Option(help="Resampling filter of th
 Limit = Annotated[int | None, typer.Option(help="Evaluate on this many images, drawn evenly.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
 Target = Annotated[str, typer.Argument(help="The folder of an artifact, or a model's name.", show_default=False)]
 
 
@@ -126,11 +124,11 @@ def _run(given: dict[str, Any]) -> None:
 
     json_file, settings = given.pop("json_file"), given.pop("set_")
     if leads():
-        _writable(json_file)
+        check_writable(json_file)
     result = api.quantize(Options(**given, settings=tuple(settings or ())))
     if leads():
         print_run(result.metrics, result.folder)
-        _write_json(json_file, result.metrics)
+        write_json(json_file, result.metrics)
 
 
 @app.command(name="eval")
@@ -152,14 +150,14 @@ def evaluate(
     from halfbyte.distributed import leads
 
     if leads():
-        _writable(json_file)
+        check_writable(json_file)
     facts = api.evaluate_model(
         target, weights=weights, val=val, crop_pct=crop_pct, interpolation=interpolation, batch_size=batch_size,
         limit_images=limit, workers=workers, device=device, engine=engine,
     )  # fmt: skip
     if leads():
         print_evaluation(facts)
-        _write_json(json_file, facts)
+        write_json(json_file, facts)
 
 
 @app.command()
@@ -181,13 +179,13 @@ def labels(
     """Label random crops of images by a teacher, for training; readable by any later version."""
     from halfbyte.labels import LabelOptions, make_labels
 
-    _writable(json_file)
+    check_writable(json_file)
     facts = make_labels(
         LabelOptions(teacher, out, weights, data, crops, top, temperature, least_area, seed, device, workers, resume)
     )
     size = f"{facts['bytes_per_image']:.0f} bytes an image"
     print(f"{facts['images']} images, {facts['crops']} crops each, the {facts['top']} best classes: {size}, in {out}")
-    _write_json(json_file, facts)
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -209,13 +207,13 @@ def export(
     """Write an artifact for another runtime."""
     from halfbyte import api
 
-    _writable(json_file)
+    check_writable(json_file)
     exported = api.export(
         artifact, to, out, verify=verify, force=force, val=val, opset=opset, gelu=gelu, convolutions=convolutions
     )
     facts = exported.as_dict()
     print_export(facts)
-    _write_json(json_file, facts)
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -233,10 +231,11 @@ def bench(
     """Time an artifact by the native engine, and its architecture in float and int8 by others."""
     from halfbyte.bench import bench as measure
 
-    _writable(json_file)
+    check_writable(json_file)
     facts = measure(target, against=against, threads=threads, batch_size=batch_size, rounds=rounds)
     print_bench(facts)
-    _write_json(json_file, facts)
+    cli_runs.keep_bench(target, facts)
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -244,10 +243,10 @@ def inspect(target: Target, weights: Weights = None, json_file: Json = None) -> 
     """List the sites of an artifact or of a model, and the arithmetic that is left in float."""
     from halfbyte import api
 
-    _writable(json_file)
+    check_writable(json_file)
     facts = api.inspect_model(target, weights)
     print_sites(facts)
-    _write_json(json_file, facts)
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -258,11 +257,11 @@ def recipes(
     """List the recipes that come with halfbyte, or print one."""
     from halfbyte.recipe import builtin_recipes, load_recipe
 
-    _writable(json_file)
+    check_writable(json_file)
     if name is not None:
         recipe = load_recipe(name)
         print(recipe.as_yaml(), end="")
-        _write_json(json_file, recipe.as_dict())
+        write_json(json_file, recipe.as_dict())
         return
     found = {known: load_recipe(known) for known in builtin_recipes()}
     table = Table("recipe", "weight bits", "activation bits", "steps")
@@ -270,18 +269,7 @@ def recipes(
         steps = ", ".join(call.name for call in recipe.steps)
         table.add_row(known, str(recipe.bits.weight), str(recipe.bits.activation), steps)
     open_console().print(table)
-    _write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
+    write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
 
 
-def _writable(json_file: Path | None) -> None:
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
-
-
-def _write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(facts, indent=2))
-        except OSError as error:
-            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
-        Progress().say(f"wrote {json_file}")
+cli_runs.add_to(app)

@@ -9,18 +9,8 @@ from typing import Any
 
 from halfbyte.artifact_files import write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.form import misfit, nullable, number, whole
+from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT, RunFiles, page_bytes, read_metrics
 from halfbyte.session import remove_state
-
-RECIPE, METRICS, REPORT, LOG = "recipe.yaml", "metrics.json", "report.html", "log.jsonl"
-
-_ACCURACY = {"top1": nullable(number), "top5": nullable(number)}
-_METRICS = {
-    "model": str, "recipe": str, "weights": {"source": nullable(str), "tag": nullable(str), "sha256": nullable(str)},
-    "bits": {"weight": int, "activation": int}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
-    "quantized": {**_ACCURACY, "agreement": nullable(number)}, "bytes": {"float": number, "artifact": number},
-    "seconds": {"total": number},
-}  # fmt: skip
 
 
 class Found(Enum):
@@ -89,28 +79,24 @@ class RunFolder:
         remove_state(self.path)
         write_files(self.path, {LOG: _line("start", settings=self.settings).encode()})
 
-    def finish(self, recipe_yaml: str, metrics: dict[str, Any], report: str) -> None:
-        """Write the results and drop the state that only a continuation needs."""
+    def finish(self, recipe_yaml: str, metrics: dict[str, Any], findings: dict[str, Any]) -> None:
+        """Write the results with their report, and drop the state that only a continuation needs."""
         if not self.writes:
             return
-        # A file's name may hold bytes that are no text; json escapes them by itself.
-        page = report.encode("utf-8", "backslashreplace")
-        text = json.dumps(metrics, indent=2)
-        write_files(self.path, {RECIPE: recipe_yaml.encode(), REPORT: page, METRICS: text.encode()})
+        page = RunFiles(self.path, metrics, recipe_yaml, findings).report()
+        # Times of the artifact that was here before are not this one's.
+        (self.path / BENCH).unlink(missing_ok=True)
+        found = json.dumps(findings, separators=(",", ":"))
+        write_files(self.path, {
+            RECIPE: recipe_yaml.encode(), FINDINGS: found.encode(), REPORT: page_bytes(page),
+            METRICS: json.dumps(metrics, indent=2).encode(),
+        })  # fmt: skip
         self.log("finished")
         remove_state(self.path)
 
     def metrics(self) -> dict[str, Any]:
         """The results of a finished run."""
-        place = self.path / METRICS
-        try:
-            found: dict[str, Any] = json.loads(place.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise HalfbyteError(f"{place} is damaged ({error}); run again with --force") from None
-        wrong = misfit(found, _METRICS, "metrics")
-        if wrong is not None:
-            raise HalfbyteError(f"{place} is damaged ({wrong} is missing or wrong); run again with --force")
-        return found
+        return read_metrics(self.path)
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one line of JSON to the log."""

@@ -32,6 +32,13 @@ class ClassIndex:
                 f"{where}: {len(self.index)} class folders, but the model has {num_classes} classes{self._strangers()}"
             )
 
+    def names(self) -> dict[int, str]:
+        """A name for each class: its folder's, or the first of ImageNet's words for each of its classes."""
+        if not self.wnids:
+            return {number: folder for folder, number in self.index.items()}
+        words = _imagenet_info().label_descriptions(as_dict=True)
+        return {number: str(words[wnid]).partition(",")[0] for wnid, number in imagenet_index().items()}
+
     def _strangers(self) -> str:
         known = imagenet_index()
         strangers = [name for name in self.index if name not in known]
@@ -42,10 +49,14 @@ class ClassIndex:
 
 def imagenet_index() -> dict[str, int]:
     """The 1,000 wnids of ImageNet-1k and their class indices, from timm's own list."""
+    return {wnid: index for index, wnid in enumerate(_imagenet_info().label_names())}
+
+
+def _imagenet_info() -> Any:
     from timm.data.imagenet_info import ImageNetInfo
 
-    info: Any = ImageNetInfo("imagenet-1k")
-    return {wnid: index for index, wnid in enumerate(info.label_names())}
+    info: Any = ImageNetInfo
+    return info("imagenet-1k")
 
 
 def class_index(image_counts: Mapping[str, int]) -> ClassIndex:

@@ -77,6 +77,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         names = self._source.names
         return [names[i] for i in self._indices]
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by class, as far as the images' folders tell them."""
+        return self._source.class_names
+
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at these positions of this set, in this order."""
         chosen = [self._indices[i] for i in indices]
