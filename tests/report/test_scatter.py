@@ -43,14 +43,16 @@ def test_less_cost_is_left_and_more_value_is_up(read_page: Callable[..., Any]) -
     assert page.all("svg")[0]["aria-label"] == "two runs"
 
 
-def test_labels_of_points_at_one_place_are_below_each_other(read_page: Callable[..., Any]) -> None:
+def test_labels_of_points_at_one_place_stand_beside_and_below_each_other(read_page: Callable[..., Any]) -> None:
     crowd = points(*((1.0 + 0.001 * index, 50.0 + 0.01 * index) for index in range(6)), (9.0, 90.0))
     page = read_page(scatter(crowd, None, "MB", "top-1, %", "crowded"))
-    heights = sorted(
-        float(attributes["y"]) for attributes in page.all("text") if str(attributes.get("class")).startswith("letter")
-    )
-    assert len(heights) == 7
-    assert all(lower - upper >= 15 for upper, lower in itertools.pairwise(heights[1:]))
+    sides: dict[str, list[float]] = {"letter": [], "letter end": []}
+    for attributes in page.all("text"):
+        if attributes.get("class") in sides and float(attributes["x"].rstrip("%")) < 50:
+            sides[attributes["class"]].append(float(attributes["y"]))
+    assert [len(heights) for heights in sides.values()] == [3, 3]
+    for heights in sides.values():
+        assert all(lower - upper >= 15 for upper, lower in itertools.pairwise(sorted(heights)))
 
 
 def test_the_front_goes_in_steps_through_its_points(read_page: Callable[..., Any]) -> None:

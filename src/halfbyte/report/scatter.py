@@ -11,7 +11,7 @@ from halfbyte.report.markup import Html, element, escape
 
 _HEIGHT, _TOP, _BELOW = 300, 30, 44
 # How near two labels may come, in percent of the width (a phone's is 300 pixels) and in pixels.
-_NEAR, _LINE = 5.0, 15
+_NEAR, _LINE, _EDGE = 5.0, 15, 94.0
 _UNITS = 1000
 
 
@@ -62,8 +62,8 @@ def _grid(across: Scale, up: Scale) -> list[Html]:
 def _reference(value: float | None, up: Scale) -> list[Html]:
     if value is None:
         return []
-    level = _level(up, value)
-    return [line_across(level, "reference"), text(100, level - 5, f"float {value:.2f}", "end")]
+    # Named above the drawing, where no point's letter can be.
+    return [line_across(_level(up, value), "reference"), text(100, 12, f"dashed: float, {value:.2f}", "end")]
 
 
 def _front(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> list[Html]:
@@ -79,26 +79,30 @@ def _front(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> li
     return [stretched([shape], _UNITS, _HEIGHT, _TOP, _HEIGHT)]
 
 
-def _dot(point: Point, place: tuple[float, float], label: float) -> Html:
+def _dot(point: Point, place: tuple[float, float], label: tuple[bool, float]) -> Html:
     x, y = place
-    # At the right edge the letter stands on the other side.
-    side, dx = ("letter end", -9) if x > 94 else ("letter", 9)
+    left, height = label
     radius, class_ = (6, "best") if point.best else (5, None)
     return element(
         "g",
         element("title", escape(point.title)),
         element("circle", cx=percent(x), cy=f"{y:.1f}", r=radius, class_=class_),
-        text(x, label + 4, point.label, side, dx=dx),
+        text(x, height + 4, point.label, "letter end" if left else "letter", dx=-9 if left else 9),
     )
 
 
-def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
-    """The heights of the points' labels, moved apart where they would cover each other."""
-    moved: dict[int, float] = {}
+def _apart(places: Sequence[tuple[float, float]]) -> list[tuple[bool, float]]:
+    """Where each point's label stands, left of it or right, and how high: none covers another."""
+    taken: dict[int, tuple[bool, float]] = {}
     for index in sorted(range(len(places)), key=lambda index: places[index][1]):
         x, y = places[index]
-        for other, taken in sorted(moved.items(), key=lambda pair: pair[1]):
-            if abs(places[other][0] - x) < _NEAR and abs(y - taken) < _LINE:
-                y = taken + _LINE
-        moved[index] = y
-    return [moved[index] for index in range(len(places))]
+        near = [label for other, label in taken.items() if abs(places[other][0] - x) < _NEAR]
+        # At the right edge the left side is tried first.
+        sides = (True, False) if x > _EDGE else (False, True)
+        tried = ((left, y + _LINE * below) for below in range(len(places)) for left in sides)
+        taken[index] = next(label for label in tried if not any(_cover(label, other) for other in near))
+    return [taken[index] for index in range(len(places))]
+
+
+def _cover(one: tuple[bool, float], other: tuple[bool, float]) -> bool:
+    return one[0] == other[0] and abs(one[1] - other[1]) < _LINE
