@@ -160,8 +160,8 @@ def test_the_facts_are_on_the_page(read_page: Callable[..., Any]) -> None:
     runs = [run("small", 55.0, 2.6e6, 12.0), run("good", 61.5, 3.6e6, 14.0), run("bad", 50.0, 3.7e6, 20.0)]
     text = read_page(render_comparison(compare_runs(runs))).text()
     for fact in (
-        "3 runs", "55.00 %", "−19.50 points", "2.60 MB", "12.00 ms", "size, speed", "dashed: float, 74.50", "artifact, MB",
-        "Median by role", "blocks.10.attn.proj", "All 75 sites as a table", "W4A4", "bird 7",
+        "3 runs", "55.00 %", "−19.50 points", "2.60 MB", "12.00 ms", "size, speed", "dashed: float, 74.50",
+        "artifact, MB", "Median by role", "blocks.10.attn.proj", "All 75 sites as a table", "W4A4", "bird 7",
     ):  # fmt: skip
         assert fact in text, fact
 
