@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from halfbyte.api import Result, evaluate_model, export, inspect_model, load, quantize
     from halfbyte.hub import pull, push
     from halfbyte.inputs import Options
+    from halfbyte.run_files import compare
 
 __all__ = [
-    "HalfbyteError", "Options", "Result", "evaluate_model", "export", "inspect_model", "load", "pull", "push",
-    "quantize",
+    "HalfbyteError", "Options", "Result", "compare", "evaluate_model", "export", "inspect_model", "load", "pull",
+    "push", "quantize",
 ]  # fmt: skip
+
+_ELSEWHERE = {"Options": "inputs", "compare": "run_files", "pull": "hub", "push": "hub"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
-    from halfbyte import api, hub, inputs
+    from importlib import import_module
 
-    places = {"Options": inputs, "push": hub, "pull": hub}
-    return getattr(places.get(name, api), name)
+    return getattr(import_module(f"halfbyte.{_ELSEWHERE.get(name, 'api')}"), name)

@@ -8,18 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from halfbyte.cli_reproduce import reproduce
-from halfbyte.cli_share import register
-from halfbyte.terminal import (
-    check_writable,
-    open_console,
-    print_bench,
-    print_evaluation,
-    print_export,
-    print_run,
-    print_sites,
-    write_json,
-)
+from halfbyte import cli_reproduce, cli_runs, cli_share
+from halfbyte.cli_json import Json, check_writable, write_json
+from halfbyte.terminal import open_console, print_bench, print_evaluation, print_export, print_run, print_sites
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +26,6 @@ Interpolation = Annotated[str | None, typer.Option(help="Resampling filter of th
 Limit = Annotated[int | None, typer.Option(help="Evaluate on this many images, drawn evenly.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
 Target = Annotated[str, typer.Argument(help="The folder of an artifact, or a model's name.", show_default=False)]
 
 
@@ -244,6 +234,7 @@ def bench(
     check_writable(json_file)
     facts = measure(target, against=against, threads=threads, batch_size=batch_size, rounds=rounds)
     print_bench(facts)
+    cli_runs.keep_bench(target, facts)
     write_json(json_file, facts)
 
 
@@ -281,5 +272,5 @@ def recipes(
     write_json(json_file, {known: recipe.as_dict() for known, recipe in found.items()})
 
 
-app.command()(reproduce)
-register(app)
+for module in (cli_runs, cli_reproduce, cli_share):
+    module.add_to(app)

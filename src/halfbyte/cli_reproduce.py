@@ -7,9 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from halfbyte.terminal import check_writable, write_json
+from halfbyte.cli_json import check_writable, write_json
 
 FAILED = 1
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give `app` the command of this module."""
+    app.command()(reproduce)
 
 
 def reproduce(
@@ -42,7 +47,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="The folder of the table and of its rows' runs.")] = Path("runs/reproduce"),
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished rows, run what is missing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")] = None,
+    json_file: Json = None,
 ) -> None:
     """Run the papers' tables, and put what was published beside what comes out; exit code 1: a row failed."""
     given: dict[str, Any] = locals()

@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from halfbyte.terminal import check_writable, write_json
+from halfbyte.cli_json import Json, check_writable, write_json
 
 Artifact = Annotated[Path, typer.Argument(help="The folder of an artifact.", show_default=False)]
 
 Repository = Annotated[str, typer.Argument(help="OWNER/NAME in the hub.", show_default=False)]
 Endpoint = Annotated[str | None, typer.Option(help="Address of another hub.", show_default="the client's own")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_to(app: typer.Typer) -> None:
     """Add the verbs to the application."""
     for verb in (serve, push, pull):
         app.command()(verb)

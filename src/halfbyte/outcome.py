@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
 from halfbyte.artifact_files import write_files
@@ -14,16 +16,26 @@ from halfbyte.data.classes import IMAGENET_CLASSES, imagenet_descriptions
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
 from halfbyte.facts import environment, operations, peak_rss_bytes, site_bits
+from halfbyte.findings.gather import model_findings
+from halfbyte.findings.predictions import prediction_findings
 from halfbyte.inputs import Inputs, budget_of
 from halfbyte.layers.site import State
 from halfbyte.prepare import model_state, settle, site_module
-from halfbyte.report.run import render_run
 from halfbyte.run_folder import RunFolder
 from halfbyte.session import Session, StepReport
 
-SQNR_IMAGES = 8
+SQNR_IMAGES, RANGE_IMAGES = 8, 4
 # Of a trained float model: its file, and the width that its metrics name.
 WEIGHTS, FLOAT_BITS = "weights.safetensors", 32
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The accuracies of the float model and of the one that the run made, and what the report shows of them."""
+
+    floats: dict[str, Any]
+    quantized: dict[str, Any]
+    findings: dict[str, Any]
 
 
 def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
@@ -36,12 +48,12 @@ def finish(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any
     round_leftovers(session.model)
     session.layout = settle(session.model, session.layout)
     start = time.perf_counter()
-    accuracies = _compare(session, inputs)
+    evaluated = _compare(session, inputs)
     seconds = time.perf_counter() - start
     metrics = None
     with session.world.agreed():
         if folder.writes:
-            metrics = _write(session, inputs, folder, accuracies, seconds)
+            metrics = _write(session, inputs, folder, evaluated, seconds)
     written: dict[str, Any] = session.world.gather(metrics)[0]
     return written
 
@@ -58,7 +70,7 @@ def is_calibrated(session: Session) -> bool:
 def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
     """The end of the training of a float model: its weights, under the names of the model that it began as."""
     start = time.perf_counter()
-    floats, trained = _compare(session, inputs, "float")
+    evaluated = _compare(session, inputs, "float")
     seconds = time.perf_counter() - start
     metrics = None
     with session.world.agreed():
@@ -70,10 +82,10 @@ def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[s
                 )
             blob = save_tensors({name: state[name].detach().cpu().contiguous() for name in names})
             write_files(folder.path, {WEIGHTS: blob})
-            metrics = _metrics(session, inputs, (floats, trained), seconds, len(blob), [], {}) | {
+            metrics = _metrics(session, inputs, evaluated, seconds, len(blob), [], {}) | {
                 "bits": {"weight": FLOAT_BITS, "activation": FLOAT_BITS}
             }
-            folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
+            folder.finish(inputs.recipe.as_yaml(), metrics, evaluated.findings)
     written: dict[str, Any] = session.world.gather(metrics)[0]
     return written
 
@@ -82,17 +94,22 @@ def _write(
     session: Session,
     inputs: Inputs,
     folder: RunFolder,
-    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    evaluated: Evaluated,
     evaluation: float,
 ) -> dict[str, Any]:
     """Artifact, metrics and report; `evaluation` are the seconds that it took."""
     left = coverage(session.model, session.layout)
-    sites = _sites(session, inputs)
+    images = next(session.images(min(SQNR_IMAGES, len(inputs.calibration))))
+    sites = _sites(session, images)
+    findings = evaluated.findings | model_findings(
+        session.teacher, session.model, session.layout, sites, inputs.validation or inputs.calibration,
+        images[:RANGE_IMAGES], inputs.loaded.data_config,
+    )  # fmt: skip
     _name_classes(session.model, inputs)
     size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
     costs = operations(session.model, session.layout, left)
-    metrics = _metrics(session, inputs, accuracies, evaluation, size, sites, costs) | {"coverage": left}
-    folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
+    metrics = _metrics(session, inputs, evaluated, evaluation, size, sites, costs) | {"coverage": left}
+    folder.finish(inputs.recipe.as_yaml(), metrics, findings)
     return metrics
 
 
@@ -100,7 +117,7 @@ def _name_classes(model: Any, inputs: Inputs) -> None:
     """Let the model's configuration say what its classes are called, where the images or the weights' tag tell."""
     config, tag = model.pretrained_cfg, inputs.loaded.source.tag
     sets = [images for images in (inputs.validation, inputs.calibration) if images is not None]
-    found = [names for images in sets if (names := images.class_names) and len(names) == model.num_classes]
+    found = [names for images in sets if (names := images.class_folders) and len(names) == model.num_classes]
     described = imagenet_descriptions() if model.num_classes == IMAGENET_CLASSES else {}
     if described and not found and tag is not None and tag.endswith("in1k"):
         found = [list(described)]
@@ -112,14 +129,13 @@ def _name_classes(model: Any, inputs: Inputs) -> None:
 def _metrics(
     session: Session,
     inputs: Inputs,
-    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    evaluated: Evaluated,
     evaluation: float,
     size: int,
     sites: list[dict[str, Any]],
     costs: dict[str, Any],
 ) -> dict[str, Any]:
     """What `metrics.json` holds, the coverage apart."""
-    floats, quantized = accuracies
     seconds: dict[str, float] = {}
     for report in session.reports:
         seconds[report.step] = round(seconds.get(report.step, 0.0) + report.seconds, 3)
@@ -135,15 +151,15 @@ def _metrics(
         "budget": budget_of(recipe),
         "images": {"calibration": len(inputs.calibration), "evaluation": len(inputs.validation or ())},
         "skipped_images": inputs.skipped,
-        "float": floats,
-        "quantized": quantized,
+        "float": evaluated.floats,
+        "quantized": evaluated.quantized,
         "bytes": {
             "float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()),
             "artifact": size,
             "side": side_bytes(session.model, session.layout),
         },
         "operations": costs,
-        **_stages(session, quantized),
+        **_stages(session, evaluated.quantized),
         "seconds": {**seconds, "evaluate": round(evaluation, 3), "total": total},
         "steps": [{"step": report.step, **report.figures} for report in session.reports],
         "peak_rss_bytes": peak_rss_bytes(),
@@ -178,8 +194,7 @@ def weights_facts(source: dict[str, Any]) -> dict[str, Any]:
     return {"source": source["weights"], "tag": source["tag"], "sha256": source["sha256"]}
 
 
-def _sites(session: Session, inputs: Inputs) -> list[dict[str, Any]]:
-    images = next(session.images(min(SQNR_IMAGES, len(inputs.calibration))))
+def _sites(session: Session, images: Tensor) -> list[dict[str, Any]]:
     sqnr = site_sqnr(session.model, session.layout, images)
     rows = []
     for site in session.layout.sites:
@@ -204,12 +219,17 @@ def _facts(session: Session, inputs: Inputs, sites: list[dict[str, Any]], left: 
     }
 
 
-def _compare(session: Session, inputs: Inputs, state: State = "quantized") -> tuple[dict[str, Any], dict[str, Any]]:
+def _compare(session: Session, inputs: Inputs, state: State = "quantized") -> Evaluated:
     empty: dict[str, Any] = {"top1": None, "top5": None}
     if inputs.validation is None:
-        return empty, {**empty, "agreement": None, "kl": None}
+        return Evaluated(empty, {**empty, "agreement": None, "kl": None}, {"schema": 1})
     loop = Loop(session.batch_size, session.workers, session.device, session.world, session.progress)
     floats, reference = evaluate(session.teacher, inputs.validation, loop, label="float model")
     with model_state(session.model, state):
-        quantized, _ = evaluate(session.model, inputs.validation, loop, reference, "quantized model")
-    return {"top1": floats.top1, "top5": floats.top5}, accuracy(quantized)
+        quantized, logits = evaluate(session.model, inputs.validation, loop, reference, "quantized model")
+    findings: dict[str, Any] = {"schema": 1}
+    with session.world.agreed():
+        if session.world.leads:
+            config = inputs.loaded.data_config
+            findings |= prediction_findings(inputs.validation, reference, logits, session.teacher, config)
+    return Evaluated({"top1": floats.top1, "top5": floats.top5}, accuracy(quantized), findings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from halfbyte.artifact_files import write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.run_files import LOG, METRICS, RECIPE, REPORT, read_metrics
+from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT, RunFiles, page_bytes, read_metrics
 from halfbyte.session import remove_state
 
 
@@ -79,14 +79,18 @@ class RunFolder:
         remove_state(self.path)
         write_files(self.path, {LOG: _line("start", settings=self.settings).encode()})
 
-    def finish(self, recipe_yaml: str, metrics: dict[str, Any], report: str) -> None:
-        """Write the results and drop the state that only a continuation needs."""
+    def finish(self, recipe_yaml: str, metrics: dict[str, Any], findings: dict[str, Any]) -> None:
+        """Write the results with their report, and drop the state that only a continuation needs."""
         if not self.writes:
             return
-        # A file's name may hold bytes that are no text; json escapes them by itself.
-        page = report.encode("utf-8", "backslashreplace")
-        text = json.dumps(metrics, indent=2)
-        write_files(self.path, {RECIPE: recipe_yaml.encode(), REPORT: page, METRICS: text.encode()})
+        page = RunFiles(self.path, metrics, recipe_yaml, findings).report()
+        # Times of the artifact that was here before are not this one's.
+        (self.path / BENCH).unlink(missing_ok=True)
+        found = json.dumps(findings, separators=(",", ":"))
+        write_files(self.path, {
+            RECIPE: recipe_yaml.encode(), FINDINGS: found.encode(), REPORT: page_bytes(page),
+            METRICS: json.dumps(metrics, indent=2).encode(),
+        })  # fmt: skip
         self.log("finished")
         remove_state(self.path)
 

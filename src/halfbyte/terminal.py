@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from halfbyte.errors import HalfbyteError
-from halfbyte.progress import Progress
 from halfbyte.report.wording import bit_widths
 
 # Of a list of nodes.
@@ -71,6 +68,32 @@ def print_bench(facts: dict[str, Any]) -> None:
     console = open_console()
     console.print(table)
     console.print(f"medians of {facts['rounds']} rounds; {facts['cpu']}", highlight=False)
+
+
+def print_comparison(facts: dict[str, Any]) -> None:
+    """Runs side by side, the float models that they came from, and what to know of them."""
+    table = Table()
+    table.add_column("")
+    table.add_column("run", overflow="fold")
+    for heading in ("top-1 %", "agree %", "MB", "ms", "best"):
+        table.add_column(heading, no_wrap=True)
+    floats: dict[tuple[str, str], float | None] = {}
+    for run in facts["runs"]:
+        best = "\n".join(axis for axis, best in run["front"].items() if best)
+        table.add_row(
+            run["label"], f"{run['name']}\n{run['model']}, {run['method']}", _figure(run["quantized"]["top1"]),
+            _figure(run["quantized"]["agreement"]), _megabytes(run["bytes"]["artifact"]), _figure(run["milliseconds"]),
+            best,
+        )  # fmt: skip
+        floats[run["model"], _figure(run["float"]["top1"])] = run["bytes"]["float"]
+    table.add_section()
+    for (model, top1), size in floats.items():
+        table.add_row("", f"{model} in float", top1, "", _megabytes(size), "", "")
+    console = open_console()
+    console.print(table)
+    console.print("best: no other run is as good for less, of top-1 and size, or top-1 and speed", highlight=False)
+    for warning in facts["warnings"]:
+        console.print(f"note: {warning}", highlight=False, soft_wrap=True)
 
 
 def print_sites(facts: dict[str, Any]) -> None:
@@ -151,17 +174,5 @@ def _figure(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def check_writable(json_file: Path | None) -> None:
-    """Raise `HalfbyteError`, before any work, where `--json` names no place for a file."""
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise HalfbyteError(f"--json {json_file}: give a file in a folder that exists")
-
-
-def write_json(json_file: Path | None, facts: dict[str, Any]) -> None:
-    """Write what was printed for machines too, where `--json` is given."""
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(facts, indent=2))
-        except OSError as error:
-            raise HalfbyteError(f"cannot write --json {json_file}: {error.strerror}") from None
-        Progress().say(f"wrote {json_file}")
+def _megabytes(size: float | None) -> str:
+    return _figure(None if size is None else size / 1e6)

@@ -17,7 +17,7 @@ from halfbyte import api
 from halfbyte.__main__ import main
 
 ARTIFACT = ("model.safetensors", "config.json", "quantization.json", "program.bin")
-CONTENTS = {"recipe.yaml", "metrics.json", "report.html", "log.jsonl", *ARTIFACT}
+CONTENTS = {"recipe.yaml", "metrics.json", "report.json", "report.html", "log.jsonl", *ARTIFACT}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,20 @@ def test_the_command_prints_a_table_and_writes_the_facts(halfbyte: Command, arti
     assert facts["model"] == "fashion_vit"
     assert facts["cpu"]
     assert torch.get_num_threads() == threads
+    assert json.loads((artifact / "bench.json").read_text()) == facts
+    assert "torch eager" in (artifact / "report.html").read_text()
+
+
+@needs_extension
+def test_times_that_cannot_be_kept_are_still_told(halfbyte: Command, artifact, no_compiler, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(artifact, damaged)
+    (damaged / "metrics.json").write_text("{")
+    outcome = halfbyte("bench", damaged, "--against", "torch", "--threads", 1, "--rounds", 1)
+    assert outcome.code == 0, outcome.err
+    assert "native" in outcome.out
+    assert "the times are not kept with the run: " in outcome.err
+    assert "metrics.json is damaged" in outcome.err
 
 
 @needs_extension

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-_VOID = {"meta"}
-_BLOCKS = {"div", "dl", "ul", "p", "pre", "table", "section", "details", "h1", "h2", "h3", "svg"}
+_VOID = {"meta", "img"}
+_BLOCKS = {"div", "dl", "ul", "p", "pre", "table", "section", "details", "h1", "h2", "h3", "svg", "figure", "nav"}
 
 
 class Page(HTMLParser):

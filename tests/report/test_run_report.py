@@ -12,73 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.report import facts
+from tests.report.facts import RECIPE, deit_tiny_metrics
 
 from halfbyte.report.run import render_run
 
-RECIPE = """\
-name: repq
-bits: {weight: 4, activation: 4, roles: {stem: 8, head: 8}}
-paper_exact: false
-steps:
-  - calibrate: {method: percentile, images: 32}
-  - repq: {images: 32}
-  - bias_correct: {}
-"""
 HOSTILE = "<script>alert(1)</script>\" onload='x' & https://evil.example/ \ud800\u202e\x00"
-
-
-def _site(name: str, role: str, weight: int | None, activation: int | list[int], sqnr: float) -> dict[str, Any]:
-    return {"name": name, "role": role, "bits": {"weight": weight, "activation": activation}, "sqnr_db": sqnr}
-
-
-def deit_tiny_metrics() -> dict[str, Any]:
-    """A run on DeiT-Tiny with both its heads: 75 sites, numbers of a realistic size."""
-    sites = [_site("patch_embed.proj", "stem", 8, 8, 38.412)]
-    for block in range(12):
-        wave = 1.7 * math.sin(2.3 * block)
-        for name, role, base, slope in (
-            ("attn.qkv", "qkv", 20.5, -0.18),
-            ("attn.qk", "qk", 17.9, -0.11),
-            ("attn.pv", "pv", 15.2, -0.35),
-            ("attn.proj", "proj", 18.8, -0.27),
-            ("mlp.fc1", "fc1", 19.6, -0.22),
-            ("mlp.fc2", "fc2", 14.1, -0.48),
-        ):
-            product = role in ("qk", "pv")
-            ratio = base + slope * block + wave * (1.6 if role == "fc2" else 1.0)
-            sites.append(_site(f"blocks.{block}.{name}", role, None if product else 4, [4, 4] if product else 4, ratio))
-    sites += [_site("head", "head", 8, 8, 34.03), _site("head_dist", "head", 8, 8, 33.481)]
-    return {
-        "schema": 1,
-        "model": "deit_tiny_distilled_patch16_224",
-        "weights": {
-            "source": "timm",
-            "tag": "deit_tiny_distilled_patch16_224.fb_in1k",
-            "sha256": "9f0e5d6c1c7a45e1b0a6f1f1f40f3c4f4b1d1a39b4a3dfb0d3d4dbd7d1c0a5e2",
-        },
-        "recipe": "repq",
-        "bits": {"weight": 4, "activation": 4},
-        "images": {"calibration": 32, "evaluation": 50000},
-        "float": {"top1": 74.504, "top5": 91.89},
-        "quantized": {"top1": 60.118, "top5": 82.956, "agreement": 68.204, "kl": 0.72618},
-        "bytes": {"float": 23_643_200, "artifact": 3_618_816},
-        "operations": {"macs": 1_258_000_000, "bit_operations": 24_310_000_000},
-        "seconds": {"calibrate": 21.37, "repq": 118.92, "bias_correct": 9.446, "evaluate": 3722.5, "total": 149.736},
-        "peak_rss_bytes": 2_310_115_328,
-        "sites": sites,
-        "coverage": {
-            "quantized_macs_percent": 99.862,
-            "float": [
-                {"operation": "aten.convolution", "where": "patch_embed.norm", "macs": None},
-                {"operation": "aten.bmm", "where": "blocks.0.attn.rel_pos", "macs": 1_742_400},
-            ],
-        },
-        "environment": {
-            "halfbyte": "0.1.0", "python": "3.11.7", "torch": "2.15.0", "timm": "1.0.31",
-            "platform": "Linux-6.1.0-x86_64-with-glibc2.36", "processor": "x86_64, 2 cores", "threads": 2,
-        },
-        "skipped_images": {"calibration": [], "evaluation": ["n01440764/broken.JPEG"]},
-    }  # fmt: skip
 
 
 def _without_measurements() -> dict[str, Any]:
@@ -104,30 +43,65 @@ def _hostile(value: Any) -> Any:
 # Entropies behind the steps of a search: more than a chart has rows.
 SETTLING = [[20 * number, 0.25 * 0.9**number] for number in range(60)]
 
-VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "complete": deit_tiny_metrics,
-    "not evaluated": _without_measurements,
-    "empty": dict,
-    "only nulls": lambda: dict.fromkeys(deit_tiny_metrics()),
-    "wrong types": lambda: {key: [1, "x", None, {"y": []}] for key in deit_tiny_metrics()},
-    "hostile": lambda: _hostile(deit_tiny_metrics()),
-    "simulation": lambda: deit_tiny_metrics() | {"paper_exact": True},
-    "training": lambda: deit_tiny_metrics() | {"stages": {"shared": {"top1": 71.2, "steps": 900, "seconds": 61}}},
-    "search": lambda: deit_tiny_metrics() | {"steps": [{"step": "quantformer", "entropy": SETTLING}]},
-    "damaged search": lambda: deit_tiny_metrics() | {"steps": [{"entropy": [[1], 2, [None, 3], ["a", "b"]]}]},
+
+def _junk(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: [1, "x", None, {"y": []}] for key in facts}
+
+
+# What a page is made of: metrics, findings, bench.
+Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+VARIANTS: dict[str, Callable[[], Parts]] = {
+    "complete": lambda: (deit_tiny_metrics(), facts.findings(), facts.bench()),
+    "metrics alone": lambda: (deit_tiny_metrics(), {}, {}),
+    "not evaluated": lambda: (_without_measurements(), {}, {}),
+    "empty": lambda: ({}, {}, {}),
+    "only nulls": lambda: (
+        dict.fromkeys(deit_tiny_metrics()),
+        dict.fromkeys(facts.findings()),
+        dict.fromkeys(facts.bench()),
+    ),
+    "wrong types": lambda: (_junk(deit_tiny_metrics()), _junk(facts.findings()), _junk(facts.bench())),
+    "wrong types deeper": lambda: (deit_tiny_metrics(), *map(_spoilt, (facts.findings(), facts.bench()))),
+    "hostile": lambda: (_hostile(deit_tiny_metrics()), _hostile(facts.findings()), _hostile(facts.bench())),
+    "simulation": lambda: (deit_tiny_metrics() | {"paper_exact": True}, {}, {}),
+    "training": lambda: (
+        deit_tiny_metrics() | {"stages": {"shared": {"top1": 71.2, "steps": 900, "seconds": 61}}},
+        {},
+        {},
+    ),
+    "search": lambda: (deit_tiny_metrics() | {"steps": [{"step": "quantformer", "entropy": SETTLING}]}, {}, {}),
+    "damaged search": lambda: (
+        deit_tiny_metrics() | {"steps": [{"entropy": [[1], 2, [None, 3], ["a", "b"]]}]},
+        {},
+        {},
+    ),
 }
 
 
+def _spoilt(value: Any, depth: int = 0) -> Any:
+    """`value` with every number in it infinite, text or huge."""
+    if isinstance(value, dict):
+        return {key: _spoilt(item, depth + index) for index, (key, item) in enumerate(value.items())}
+    if isinstance(value, list):
+        return [_spoilt(item, depth + index) for index, item in enumerate(value)]
+    return [math.inf, "x", 1e300, -1e300, math.nan, None][depth % 6] if isinstance(value, (int, float)) else value
+
+
 @pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
+def variant(request: pytest.FixtureRequest) -> Parts:
     return VARIANTS[request.param]()
 
 
+def render(parts: Parts, recipe: str = RECIPE) -> str:
+    metrics, findings, bench = parts
+    return render_run(metrics, recipe, findings, bench)
+
+
 def test_a_search_is_drawn_to_its_end(read_page: Callable[..., Any]) -> None:
-    text = read_page(render_run(VARIANTS["search"](), RECIPE)).text()
+    text = read_page(render(VARIANTS["search"]())).text()
     assert "step 1,180" in text
     assert f"{SETTLING[-1][1]:.3f}" in text
-    assert "Search for groups" not in read_page(render_run(VARIANTS["damaged search"](), RECIPE)).text()
+    assert "Search for groups" not in read_page(render(VARIANTS["damaged search"]())).text()
 
 
 def test_the_facts_are_on_the_page(read_page: Callable[..., Any]) -> None:
@@ -146,15 +120,52 @@ def test_the_facts_are_on_the_page(read_page: Callable[..., Any]) -> None:
     assert ("title", "deit_tiny_distilled_patch16_224, repq, W4A4: Halfbyte") in page.texts
 
 
+def test_what_was_found_besides_the_metrics_is_on_the_page(read_page: Callable[..., Any]) -> None:
+    page = read_page(render(VARIANTS["complete"]()))
+    text = page.text()
+    for fact in (
+        "14.80 ms", "onnxruntime float 33.20 ms, 2.24× faster", "1.32× faster", "A processor",
+        "15,898 of 50,000 images have another first class", "bird 3 87.0 %", "class 900 31.0 %",
+        "Of 30 classes with images, 25 lost accuracy and 0 gained", "−12.0",
+        "input: 4 bits, uniform, 16 levels, 0.02 % right of the drawing.", "weight: 4 bits, uniform, in codes",
+        "12.5 % nearer to zero than the least level", "2⁻³", "where the class token looks",
+        "similarity 0.812, zeros 41.5 %", "All 150 ranges as a table",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert len(page.all("img")) == 12 + 3
+
+
+def test_parts_that_are_not_known_have_no_heading(read_page: Callable[..., Any]) -> None:
+    text = read_page(render(VARIANTS["metrics alone"]())).text()
+    for heading in ("Speed", "Accuracy by class", "Changed predictions", "Ranges per site", "Values and levels"):
+        assert heading not in text.splitlines()
+    assert "Attention" not in text.splitlines()
+
+
+def test_a_picture_from_elsewhere_is_left_out(read_page: Callable[..., Any]) -> None:
+    findings = facts.findings()
+    for row, address in zip(
+        findings["changed"]["shown"],
+        ("http://a.example/x.png", "data:image/svg+xml;base64,AAAA", "data:text/html,x", "file:///etc/passwd", 3, None),
+        strict=False,
+    ):
+        row["picture"] = address
+    page = read_page(render((deit_tiny_metrics(), findings, {})))
+    assert len(page.all("img")) == 12 + 3 - 6
+
+
 def test_every_site_has_a_bar_and_a_row(read_page: Callable[..., Any]) -> None:
     metrics = deit_tiny_metrics()
     page = read_page(render_run(metrics, RECIPE))
-    tooltips = [text for tag, text in page.texts if tag == "title"][1:]
+    tooltips = [text for tag, text in page.texts if tag == "title" and " bits" in text and "weights" not in text]
     names = [text for tag, text in page.texts if tag == "th"]
     for site in metrics["sites"]:
         assert sum(text.startswith(site["name"] + ": ") for text in tooltips) == 1
         assert site["name"] in names
-    assert len(page.all("rect")) == len(tooltips) == len(metrics["sites"]) + len(("float", "artifact"))
+    sized, timed = ("float", "artifact"), ("calibrate", "repq", "bias_correct")
+    products = sum(site["role"] in ("qk", "pv") for site in metrics["sites"])
+    columns = 2 * len(metrics["sites"]) - products
+    assert len(page.all("rect")) == columns + len(metrics["sites"]) + len(sized + timed)
 
 
 def test_the_five_lowest_sites_are_highlighted(read_page: Callable[..., Any]) -> None:
@@ -168,8 +179,8 @@ def test_the_five_lowest_sites_are_highlighted(read_page: Callable[..., Any]) ->
     assert sum(attributes.get("class") == "lowest" for attributes in page.all("g")) == 5
 
 
-def test_the_page_is_well_formed(variant: dict[str, Any], read_page: Callable[..., Any]) -> None:
-    source = render_run(variant, RECIPE)
+def test_the_page_is_well_formed(variant: Parts, read_page: Callable[..., Any]) -> None:
+    source = render(variant)
     assert source.startswith("<!DOCTYPE html>\n")
     page = read_page(source)
     levels = [int(tag[1]) for tag, _, _ in page.elements if tag in ("h1", "h2", "h3")]
@@ -178,31 +189,39 @@ def test_the_page_is_well_formed(variant: dict[str, Any], read_page: Callable[..
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
-def test_the_page_is_accessible(variant: dict[str, Any], read_page: Callable[..., Any]) -> None:
-    page = read_page(render_run(variant, RECIPE))
+def test_the_page_is_accessible(variant: Parts, read_page: Callable[..., Any]) -> None:
+    page = read_page(render(variant))
     assert page.all("html") == [{"lang": "en"}]
     assert any(tag == "title" for tag, _ in page.texts)
     assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
-    assert all(drawing.get("role") == "img" and drawing.get("aria-label") for drawing in page.all("svg"))
+    outer = [attributes for tag, attributes, inside in page.elements if tag == "svg" and "svg" not in inside]
+    assert all(drawing.get("role") == "img" and drawing.get("aria-label") for drawing in outer)
     assert all(frame.get("aria-label") for frame in page.all("pre"))
+    assert all(picture.get("alt") for picture in page.all("img"))
+    anchors = {heading["id"] for heading in page.all("h2")}
+    assert len(anchors) == len(page.all("h2"))
+    assert [link["href"] for link in page.all("a")] == [f"#{heading['id']}" for heading in page.all("h2")]
 
 
-def test_the_page_refers_to_nothing_and_runs_nothing(variant: dict[str, Any], read_page: Callable[..., Any]) -> None:
-    source = render_run(variant, RECIPE + "# https://example.org\n")
+def test_the_page_refers_to_nothing_and_runs_nothing(variant: Parts, read_page: Callable[..., Any]) -> None:
+    source = render(variant, RECIPE + "# https://example.org\n")
+    assert len(source) < 1_500_000
     page = read_page(source)
     assert "http://" not in source
     assert "https://" not in source
     assert "url(" not in source
     assert "@import" not in source
-    assert not {"script", "link", "base", "iframe", "object", "embed", "img", "form", "a", "image", "use"} & {
+    assert not {"script", "link", "base", "iframe", "object", "embed", "form", "image", "use"} & {
         tag for tag, _, _ in page.elements
     }
     for _, attributes, _ in page.elements:
-        assert not any(name.startswith("on") or name in ("src", "href", "srcset", "action") for name in attributes)
+        assert not any(name.startswith("on") or name in ("srcset", "action") for name in attributes)
+        assert str(attributes.get("src", "data:image/")).startswith("data:image/")
+        assert str(attributes.get("href", "#")).startswith("#")
 
 
 def test_hostile_names_are_only_text(read_page: Callable[..., Any]) -> None:
-    source = render_run(_hostile(deit_tiny_metrics()), HOSTILE)
+    source = render(VARIANTS["hostile"](), HOSTILE)
     assert "<script" not in source
     assert not {"\ud800", "\u202e", "\x00"} & set(source)
     source.encode("utf-8")
@@ -235,7 +254,7 @@ def test_compensation_has_its_own_costs_and_no_bars(read_page: Callable[..., Any
     metrics = deit_tiny_metrics()
     metrics["bytes"]["side"] = 224_000
     metrics["operations"] |= {"side_macs": 58_000_000, "side_bit_operations": 3_712_000_000}
-    metrics["sites"].append({**_site("blocks.0.qwt.down", "side", 8, 8, 0.0), "sqnr_db": None})
+    metrics["sites"].append({**facts.site("blocks.0.qwt.down", "side", 8, 8, 0.0), "sqnr_db": None})
     text = read_page(render_run(metrics, RECIPE)).text()
     for part in ("Size of compensation", "0.22 MB", "1.20 G", "1.26 G", "58.00 M", "3.71 G"):
         assert part in text, part
@@ -252,19 +271,21 @@ def test_a_simulation_is_called_one(read_page: Callable[..., Any]) -> None:
 def test_a_site_of_200_db_is_exact(read_page: Callable[..., Any]) -> None:
     metrics = deit_tiny_metrics()
     metrics["sites"][0]["sqnr_db"] = 200.0
+    metrics["seconds"] = {}
     page = read_page(render_run(metrics, RECIPE))
     assert any(text.startswith("patch_embed.proj: exact,") for tag, text in page.texts if tag == "title")
     assert ("text", "50") not in page.texts
 
 
 def test_the_same_facts_give_the_same_page_and_stay_untouched() -> None:
-    metrics = deit_tiny_metrics()
-    before = copy.deepcopy(metrics)
-    page = render_run(metrics, RECIPE)
-    assert metrics == before
-    assert page == render_run(json.loads(json.dumps(metrics)), RECIPE)
+    parts = VARIANTS["complete"]()
+    before = copy.deepcopy(parts)
+    page = render(parts)
+    assert parts == before
+    assert page == render(json.loads(json.dumps(parts)))
 
 
 def test_the_report_needs_nothing_but_the_standard_library() -> None:
-    script = "import sys, halfbyte.report.run; print({'torch', 'timm', 'numpy', 'yaml'} & set(sys.modules))"
+    heavy = "{'torch', 'timm', 'numpy', 'yaml'}"
+    script = f"import sys, halfbyte.report.run, halfbyte.report.compare; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"

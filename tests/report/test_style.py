@@ -6,7 +6,7 @@ import pytest
 
 from halfbyte.report.style import DARK, LIGHT
 
-TEXT = ("text", "muted", "lowest")
+TEXT = ("text", "muted", "lowest", "linear")
 BARS = ("linear", "convolution", "product", "other", "lowest")
 
 

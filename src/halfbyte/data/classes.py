@@ -32,6 +32,12 @@ class ClassIndex:
                 f"{where}: {len(self.index)} class folders, but the model has {num_classes} classes{self._strangers()}"
             )
 
+    def names(self) -> dict[int, str]:
+        """A name for each class: its folder's, or the first of ImageNet's words for each of its classes."""
+        if not self.wnids:
+            return {number: folder for folder, number in self.index.items()}
+        return {number: words.partition(",")[0] for number, words in enumerate(imagenet_descriptions().values())}
+
     def _strangers(self) -> str:
         known = imagenet_index()
         strangers = [name for name in self.index if name not in known]
@@ -39,8 +45,8 @@ class ClassIndex:
             return ""
         return f"; {len(self.index) - len(strangers)} of the folders are ImageNet wnids, but not {strangers[0]!r}"
 
-    def names(self) -> list[str]:
-        """What the classes are called, one name a class in the order of their numbers."""
+    def folders(self) -> list[str]:
+        """The names of all classes' folders, also of those that are not there, in the order of their numbers."""
         return list(imagenet_index() if self.wnids else self.index)
 
 

@@ -78,9 +78,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return [names[i] for i in self._indices]
 
     @property
-    def class_names(self) -> list[str] | None:
-        """What the classes are called, one name a class; None where the source has only numbers."""
-        return self._source.classes.names() if isinstance(self._source, FolderSource) else None
+    def class_folders(self) -> list[str] | None:
+        """The names of the classes' folders, one a class; None where the source has only numbers."""
+        return self._source.classes.folders() if isinstance(self._source, FolderSource) else None
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by class, as far as the images' folders tell them."""
+        return self._source.class_names
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at these positions of this set, in this order."""

@@ -34,6 +34,10 @@ class Source(Protocol):
     def labels(self) -> list[int]:
         """One class an image."""
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by class, as far as the source knows them."""
+
     def image(self, number: int, channels: int) -> Image.Image:
         """The picture, greyscale or RGB; raises `HalfbyteError` where it cannot be read."""
 
@@ -49,6 +53,11 @@ class FolderSource:
     names: list[str]
     labels: list[int]
     classes: ClassIndex
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The folders' names, or what ImageNet calls them."""
+        return self.classes.names()
 
     def image(self, number: int, channels: int) -> Image.Image:
         """The picture, decoded from its file."""
@@ -71,6 +80,11 @@ class ArraySource:
     def names(self) -> list[str]:
         """The archive's name and the image's number in it."""
         return [f"{self.title}[{number}]" for number in range(len(self.labels))]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """None: an archive numbers its classes."""
+        return {}
 
     def image(self, number: int, channels: int) -> Image.Image:
         """The picture, greyscale made RGB or the other way round where the model needs it."""

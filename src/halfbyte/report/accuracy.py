@@ -9,13 +9,14 @@ from halfbyte.report import charts, wording
 from halfbyte.report.facts import mapping, number
 from halfbyte.report.markup import Html, element
 from halfbyte.report.page import Column, Tile, paragraph, section, table, tiles
+from halfbyte.report.speed import speed_tile
 
 
-def summary(metrics: Mapping[str, Any]) -> Html:
+def summary(metrics: Mapping[str, Any], bench: Mapping[str, Any]) -> Html:
     """The four numbers that a reader came for."""
     total = number(mapping(metrics.get("seconds")).get("total"))
     time = Tile("Time", wording.duration(total), "all steps, without evaluation")
-    return tiles((_top1_tile(metrics), _agreement_tile(metrics), _size_tile(metrics), time))
+    return tiles((_top1_tile(metrics), _agreement_tile(metrics), _size_tile(metrics), speed_tile(bench) or time))
 
 
 def accuracy_section(metrics: Mapping[str, Any]) -> Html:

@@ -33,6 +33,12 @@ def number(value: object) -> float | None:
     return converted if math.isfinite(converted) else None
 
 
+def numbers(value: object) -> list[float]:
+    """The finite numbers of a list; empty where one of them is none, or `value` no list."""
+    found = [number(item) for item in value] if isinstance(value, (list, tuple)) else []
+    return [item for item in found if item is not None] if None not in found else []
+
+
 @dataclass(frozen=True)
 class SiteFacts:
     """One place of quantized arithmetic. `sqnr_db` is infinite where nothing was lost and None where not measured.

@@ -8,7 +8,7 @@ from typing import NewType
 Html = NewType("Html", str)
 """A fragment that is safe to put into a page. Functions take `str` where they escape and `Html` where they do not."""
 
-_VOID = frozenset({"meta"})
+_VOID = frozenset({"meta", "img"})
 _KEPT_UNPRINTABLE = "\n\t\u00a0"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from halfbyte.report.markup import Html, element, escape, lines
 from halfbyte.report.style import STYLE
 
 # The page needs nothing but its own style sheet, and what it shows came from users' files: let the browser hold it
-# to that.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# to that. Its small pictures are part of it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_HEADING = re.compile(r'<h2 id="([^"]+)">([^<]*)</h2>')
+_PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]{1,40000}={0,2}")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column; `style` is a class of the style sheet: `number`, `code` or none."""
+    """A table's column; `style` is a class of the style sheet: `number`, `code`, `whole` (on one line) or none."""
 
     heading: str
     style: str | None = None
@@ -46,7 +49,21 @@ def document(title: str, header: Html, *sections: Html) -> str:
 
 def section(heading: str, *content: Html) -> Html:
     """A part of the page under a heading of the second level."""
-    return element("section", lines(element("h2", escape(heading)), *content))
+    return element("section", lines(element("h2", escape(heading), id=_anchor(heading)), *content))
+
+
+def contents(*sections: Html) -> Html:
+    """Links to the sections, by their headings."""
+    found = [pair for part in sections for pair in _HEADING.findall(part)]
+    items = (element("li", element("a", Html(heading), href=f"#{anchor}")) for anchor, heading in found)
+    return element("nav", element("ul", *items), aria_label="Contents")
+
+
+def picture(address: object, description: str) -> Html:
+    """A picture that is part of the page, given as a `data:` address; nothing where it is none."""
+    if not isinstance(address, str) or not _PICTURE.fullmatch(address):
+        return Html("")
+    return element("img", src=address, alt=description)
 
 
 def paragraph(text: str) -> Html:
@@ -75,6 +92,10 @@ def code_block(label: str, text: str) -> Html:
 def details(summary: str, *content: Html) -> Html:
     """Content that is folded away until it is asked for."""
     return element("details", lines(element("summary", escape(summary)), *content))
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower())
 
 
 def _tile(item: Tile) -> Html:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halfbyte.report import wording
+from halfbyte.report import charts, wording
 from halfbyte.report.accuracy import accuracy_section, summary
+from halfbyte.report.attention import attention_section
+from halfbyte.report.bits import bits_section
 from halfbyte.report.facts import mapping, number, records
-from halfbyte.report.markup import Html, element, escape
-from halfbyte.report.page import Column, code_block, details, document, paragraph, section, table
+from halfbyte.report.histograms import histograms_section
+from halfbyte.report.markup import Html, element, escape, lines
+from halfbyte.report.page import Column, code_block, contents, details, document, paragraph, section, table
+from halfbyte.report.predictions import changed_section, classes_section
+from halfbyte.report.ranges import ranges_section
 from halfbyte.report.sites import sites_section
+from halfbyte.report.speed import speed_section
 from halfbyte.report.training import training_section
 
 _FOLDED_ROWS = 12
@@ -18,37 +24,68 @@ _USE = """\
 import halfbyte
 
 model = halfbyte.load("DIR")
+logits = model(images)  # [B, C, H, W], prepared as model.pretrained_cfg says
+"""
+_USE_ENGINE = """\
+from halfbyte.runtime import Engine
+
+logits = Engine("DIR")(images)  # NumPy arrays, float32
+"""
+_USE_COMMANDS = """\
+halfbyte eval DIR --val IMAGES
+halfbyte bench DIR
+halfbyte export DIR --to onnx --out model.onnx --verify
 """
 
 
-def render_run(metrics: dict[str, Any], recipe_yaml: str) -> str:
-    """One complete HTML page from the contents of `metrics.json` and `recipe.yaml`.
+def render_run(
+    metrics: Mapping[str, Any],
+    recipe_yaml: str,
+    findings: Mapping[str, Any] | None = None,
+    bench: Mapping[str, Any] | None = None,
+) -> str:
+    """One complete HTML page from the contents of `metrics.json`, `recipe.yaml`, `report.json` and `bench.json`.
 
     Any fact may be missing or None, and facts it does not know are passed over. The page refers to nothing outside
     itself and carries no time of its own: the same facts give the same text.
     """
     model = wording.anything(metrics.get("model"))
-    recipe = wording.anything(metrics.get("recipe"))
-    bits = mapping(metrics.get("bits"))
-    budget = None if metrics.get("budget") is None else wording.anything(metrics["budget"])
-    widths = wording.bit_widths(number(bits.get("weight")), number(bits.get("activation")), budget)
-    method = f"{recipe}, {widths}"
-    return document(
-        f"{model}, {method}: Halfbyte",
-        element("h1", escape(f"{model} "), element("span", escape(method))),
-        _caution(metrics),
-        summary(metrics),
+    method = method_of(metrics)
+    found, timed = findings or {}, bench or {}
+    sections = (
         accuracy_section(metrics),
-        _weights_and_images(metrics),
+        speed_section(timed),
+        classes_section(found),
+        changed_section(found),
         sites_section(metrics),
+        bits_section(metrics),
+        ranges_section(found),
+        histograms_section(found),
+        attention_section(found),
         _coverage(metrics),
         _time_and_memory(metrics),
         training_section(metrics),
         _steps(metrics),
         section("Recipe", code_block("Recipe", "\n".join(recipe_yaml.splitlines()))),
+        _weights_and_images(metrics),
         _environment(metrics),
         _use(),
     )
+    return document(
+        f"{model}, {method}: Halfbyte",
+        lines(element("h1", escape(f"{model} "), element("span", escape(method))), contents(*sections)),
+        _caution(metrics),
+        summary(metrics, timed),
+        *sections,
+    )
+
+
+def method_of(metrics: Mapping[str, Any]) -> str:
+    """The recipe and the widths of a run."""
+    bits = mapping(metrics.get("bits"))
+    budget = None if metrics.get("budget") is None else wording.anything(metrics["budget"])
+    widths = wording.bit_widths(number(bits.get("weight")), number(bits.get("activation")), budget)
+    return f"{wording.anything(metrics.get('recipe'))}, {widths}"
 
 
 def _caution(metrics: Mapping[str, Any]) -> Html:
@@ -113,21 +150,33 @@ def _coverage(metrics: Mapping[str, Any]) -> Html:
 def _time_and_memory(metrics: Mapping[str, Any]) -> Html:
     seconds = mapping(metrics.get("seconds"))
     total = number(seconds.get("total"))
+    spent = {str(step): number(value) for step, value in seconds.items() if step not in ("evaluate", "total")}
     rows = []
-    for step, value in seconds.items():
-        spent = number(value)
-        if step in ("evaluate", "total"):
-            continue
-        share = f"{100 * spent / total:.1f}\u00a0%" if spent is not None and total else wording.NOT_APPLICABLE
-        rows.append((str(step), wording.duration(spent), share))
+    for step, value in spent.items():
+        share = f"{100 * value / total:.1f}\u00a0%" if value is not None and total else wording.NOT_APPLICABLE
+        rows.append((step, wording.duration(value), share))
     rows.append(("All steps", wording.duration(total), wording.NOT_APPLICABLE))
     rows.append(("Evaluation", wording.duration(number(seconds.get("evaluate"))), wording.NOT_APPLICABLE))
     columns = (Column("Step"), Column("Time", "number"), Column("Share", "number"))
     return section(
         "Time and memory",
+        _step_chart(spent),
         table("Time", columns, rows),
         paragraph(f"Peak memory of the process: {wording.size(number(metrics.get('peak_rss_bytes')))}."),
     )
+
+
+def _step_chart(spent: Mapping[str, float | None]) -> Html:
+    """What the steps took, beside each other; of one step the table tells all."""
+    if len(spent) < 2:
+        return Html("")
+    bars = [
+        charts.Bar(step, value, wording.duration(value), "linear", f"{step}: {wording.duration(value)}")
+        for step, value in spent.items()
+    ]
+    axis, margin = charts.scale(bar.value for bar in bars), charts.label_margin(bar.label for bar in bars)
+    drawing = charts.bar_chart(bars, axis, margin, "Seconds by step: " + ", ".join(bar.title for bar in bars))
+    return element("div", drawing, class_="wide")
 
 
 def _steps(metrics: Mapping[str, Any]) -> Html:
@@ -154,8 +203,10 @@ def _use() -> Html:
         "Use this artifact",
         paragraph("DIR is the folder that holds this page. In Python:"),
         code_block("Load the artifact in Python", _USE),
-        paragraph("On the command line, with a folder of images, one folder a class:"),
-        code_block("Evaluate the artifact", "halfbyte eval DIR --val IMAGES"),
+        paragraph("On integers alone, without torch:"),
+        code_block("Run the artifact on integers", _USE_ENGINE),
+        paragraph("On the command line; IMAGES is a folder of images, one folder a class:"),
+        code_block("Commands for the artifact", _USE_COMMANDS),
     )
 
 

@@ -18,7 +18,7 @@ _PANEL_ROWS = 24
 # Beyond these no measurement is meant: a damaged file must not squeeze all the other bars to nothing.
 _DRAWN_DB = (-40.0, 160.0)
 
-_MEANING = {
+MEANING = {
     "stem": "first layer",
     "qkv": "queries, keys, values",
     "qk": "queries × keys",
@@ -44,6 +44,11 @@ _TONE = {
     **dict.fromkeys(("stem", "conv", "depthwise"), "convolution"),
     **dict.fromkeys(("qk", "pv"), "product"),
 }
+
+
+def tone(role: str) -> str:
+    """The class of the style sheet in which the sites of a role are drawn."""
+    return _TONE.get(role, "other")
 
 
 def sites_section(metrics: Mapping[str, Any]) -> Html:
@@ -81,7 +86,7 @@ def _explanation(sites: Sequence[SiteFacts]) -> list[Html]:
 
 
 def _legend(sites: Sequence[SiteFacts]) -> Html:
-    used = {_TONE.get(entry.role, "other") for entry in sites}
+    used = {tone(entry.role) for entry in sites}
     entries = [(tone, text) for tone, text in _LEGEND.items() if tone in used]
     highlighted = len(_ranked(sites))
     if highlighted:
@@ -115,8 +120,8 @@ def _panel(role: str, group: Sequence[SiteFacts], axis: charts.Scale, margin: in
 
 
 def _role_facts(role: str, group: Sequence[SiteFacts]) -> Iterator[str]:
-    if role in _MEANING:
-        yield _MEANING[role]
+    if role in MEANING:
+        yield MEANING[role]
     measured = [entry.sqnr_db for entry in group if entry.sqnr_db is not None]
     if len(group) > 1:
         yield f"{len(group)} sites"
@@ -135,7 +140,7 @@ def _bar(entry: SiteFacts) -> charts.Bar:
         label=entry.name,
         value=_drawn(entry.sqnr_db),
         text=f"{ratio} #{entry.rank}" if entry.rank else ratio,
-        tone="lowest" if entry.rank else _TONE.get(entry.role, "other"),
+        tone="lowest" if entry.rank else tone(entry.role),
         title=f"{entry.name}: {ratio}{unit}, weight {entry.weight_bits}, activation {entry.activation_bits} bits",
     )
 

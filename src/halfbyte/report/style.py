@@ -67,6 +67,9 @@ thead th { font-size: 13px; font-weight: 600; color: var(--muted); vertical-alig
 tbody th { font-weight: 400; }
 .number { text-align: right; white-space: nowrap; }
 thead .number { white-space: normal; }
+.dense th, .dense td { padding-right: 16px; }
+.dense th:last-child, .dense td:last-child { padding-right: 2px; }
+.whole { white-space: nowrap; }
 .code { font-size: 13px; }
 td.code { min-width: 16ch; overflow-wrap: anywhere; }
 
@@ -76,7 +79,7 @@ pre {
 }
 details { margin: 12px 0; }
 summary { padding: 4px 0; cursor: pointer; font-weight: 600; }
-summary:focus-visible, .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--linear); }
+a:focus-visible, summary:focus-visible, .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--linear); }
 details .scroll { margin-top: 8px; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 16px; padding: 0; list-style: none; }
@@ -99,6 +102,69 @@ details .scroll { margin-top: 8px; }
 .bars rect { fill: currentColor; }
 .bars .lowest text { fill: var(--lowest); font-weight: 700; }
 .sizes { max-width: 640px; }
+.wide { max-width: 760px; }
+.spans rect { opacity: .55; }
+.bars .seen { stroke: var(--text); stroke-width: 1.5px; }
+
+.bits { display: block; max-width: 1000px; overflow: visible; padding-right: 22px; }
+.bits rect { fill: currentColor; }
+.bits line { stroke: var(--rule); }
+.bits .zero { stroke: var(--text); }
+.bits text, .histogram text { font-size: 12px; fill: var(--muted); }
+.bits .end { text-anchor: end; }
+.bits .tick { text-anchor: middle; }
+
+figure { margin: 0; }
+figcaption { font-size: 13px; color: var(--muted); }
+.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 40px; margin: 0 0 28px; }
+.histogram { display: block; }
+.histogram path { fill: currentColor; opacity: .6; }
+.histogram line { stroke: var(--muted); }
+.histogram .level { stroke: var(--text); stroke-width: 1px; opacity: .7; }
+.histogram .tick { text-anchor: middle; }
+
+.attention { display: flex; flex-wrap: wrap; gap: 16px 40px; margin: 0 0 28px; }
+.maps { display: flex; gap: 6px; margin-bottom: 4px; }
+.maps small { display: block; font-size: 12px; color: var(--muted); }
+.maps img, .map {
+  display: block; width: 96px; height: 96px; object-fit: contain; border: 1px solid var(--rule);
+}
+.map path { fill: var(--text); shape-rendering: crispEdges; }
+img { image-rendering: pixelated; }
+
+.cards {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 12px; margin: 0; padding: 0;
+  list-style: none;
+}
+.cards li {
+  display: flex; gap: 12px; padding: 10px; background: var(--panel); border: 1px solid var(--rule); border-radius: 4px;
+}
+.cards img { flex: none; width: 72px; height: 72px; object-fit: contain; }
+.cards dl { margin: 0; min-width: 0; font-size: 13px; }
+.cards dt { color: var(--muted); line-height: 1.2; }
+.cards dd { margin: 0 0 3px; line-height: 1.3; }
+.cards .wrong { font-weight: 700; color: var(--lowest); }
+.cards .right { font-weight: 700; color: var(--linear); }
+
+.scatter { display: block; width: calc(100% - 64px); max-width: 700px; overflow: visible; margin: 0 16px 12px 48px; }
+.scatter text { font-size: 12px; fill: var(--muted); }
+.scatter line { stroke: var(--rule); }
+.scatter .tick { text-anchor: middle; }
+.scatter .end { text-anchor: end; }
+.scatter .reference { stroke: var(--muted); stroke-dasharray: 5 4; }
+.scatter circle { fill: var(--ground); stroke: var(--linear); stroke-width: 2px; }
+.scatter .best { fill: var(--linear); }
+.scatter .front { fill: none; stroke: var(--linear); stroke-width: 1.5px; }
+.scatter .letter {
+  font-size: 14px; font-weight: 700; fill: var(--text); paint-order: stroke; stroke: var(--ground); stroke-width: 4px;
+}
+.scatter .name { fill: var(--text); }
+.warnings { margin: 0 0 16px; padding: 10px 14px 10px 30px; background: var(--panel); border: 1px solid var(--rule); }
+.warnings li { max-width: 90ch; }
+
+nav ul { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 14px 0 0; padding: 0; list-style: none; }
+nav a { color: var(--linear); font-size: 14px; }
+
 .linear { color: var(--linear); }
 .convolution { color: var(--convolution); }
 .product { color: var(--product); }
@@ -108,6 +174,7 @@ details .scroll { margin-top: 8px; }
 @media (max-width: 820px) {
   .tiles { grid-template-columns: repeat(2, 1fr); }
   .panels { columns: 1; }
+  .pair { grid-template-columns: minmax(0, 1fr); }
 }
 @media (max-width: 480px) {
   header, main { padding-left: 16px; padding-right: 16px; }

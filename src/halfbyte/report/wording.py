@@ -18,6 +18,38 @@ def percent(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{_fixed(value, 2)}{_NBSP}%"
 
 
+def share(value: float | None) -> str:
+    """A percentage that may be tiny: two digits, and never 0 or 100 for what is more or less."""
+    if value is None:
+        return NOT_MEASURED
+    if value <= 0 or value >= 100:
+        return f"{_fixed(min(max(value, 0.0), 100.0), 0)}{_NBSP}%"
+    if value < 0.01:
+        return f"< 0.01{_NBSP}%"
+    digits = 2 if value < 1 else 1
+    return f"{_fixed(min(value, 100 - 10.0**-digits), digits)}{_NBSP}%"
+
+
+def signed(value: float, digits: int) -> str:
+    """A change with its sign."""
+    return f"{'+' if round(value, digits) > 0 else ''}{_fixed(round(value, digits) + 0.0, digits)}"
+
+
+def milliseconds(value: float) -> str:
+    """A time too short for seconds."""
+    return f"{_fixed(value, 1 if value >= 100 else 2)}{_NBSP}ms"
+
+
+def times(factor: float, word: str) -> str:
+    """A factor and what it says: `2.3× faster`."""
+    return f"{_fixed(factor, 2 if factor < 10 else 1)}×{_NBSP}{word}"
+
+
+def figures(value: float | None) -> str:
+    """A number of unknown size with three digits."""
+    return NOT_MEASURED if value is None else f"{value:.3g}".replace("-", _MINUS)
+
+
 def points(before: float | None, after: float | None) -> str:
     """The change between two percentages, in percentage points with its sign."""
     if before is None or after is None:

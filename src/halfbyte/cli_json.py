@@ -1,0 +1,35 @@
+"""The option --json, which every command has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.progress import Progress
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
+
+
+def check_writable(file: Path | None, option: str = "--json") -> None:
+    """Raise `HalfbyteError` before any work where an option's file cannot be written."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise HalfbyteError(f"{option} {file}: give a file in a folder that exists")
+
+
+def write_json(file: Path | None, facts: dict[str, Any]) -> None:
+    """Write the facts of a command where they were asked for."""
+    if file is not None:
+        write_text(file, json.dumps(facts, indent=2).encode(), "--json")
+
+
+def write_text(file: Path, content: bytes, option: str) -> None:
+    """Write an option's file; raises `HalfbyteError` where that fails."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise HalfbyteError(f"cannot write {option} {file}: {error.strerror}") from None
+    Progress().say(f"wrote {file}")
