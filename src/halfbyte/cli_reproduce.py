@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfbyte.cli_json import check_writable, write_json
+from halfbyte.cli_json import Json, check_writable, write_json
 
 FAILED = 1
 
