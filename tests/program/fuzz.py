@@ -27,6 +27,8 @@ from halfbyte.program.store import MAGIC, framed, from_bytes, to_bytes
 from halfbyte.runtime import Engine, native
 
 SHAPE = (4, 8, 8)
+# Enough to see whether they affect each other.
+IMAGES = 3
 # Larger programs are built, but not run: they take long because they are large.
 LARGEST_RUN = 2**22
 NUMBERS = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 64, 127, 128, 255, 256, 2**15, 2**16, 2**23, 2**31 - 1, 2**31, 2**63)
@@ -229,7 +231,7 @@ def outcome(content: bytes) -> str:
         engine = None
     if large:
         return "too large to run"
-    images = np.random.default_rng(3).normal(0, 1, (1, *program.input_shape)).astype(np.float32)
+    images = np.random.default_rng(3).normal(0, 1, (IMAGES, *program.input_shape)).astype(np.float32)
     try:
         expected = run(program, images)
     except HalfbyteError:
