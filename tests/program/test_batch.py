@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.program import check as checking
 from halfbyte.program.check import check
 from halfbyte.program.interpret import Interpreter
-from halfbyte.program.ops import INPUT, Op, Program
+from halfbyte.program.ops import INPUT, Op, Program, at_batch
+from halfbyte.program.shapes import output_shape
 
 SHAPE = (2, 4, 4)
 BATCH = {"batch": 1, "plus": 0}
@@ -84,16 +87,19 @@ MIXED: dict[str, Ops] = {
 APART: dict[str, Ops] = {
     "in the second dimension": [("transpose", (INPUT,), "t", {"axes": [1, 0, 2, 3]}),
                                 ("max_pool", ("t",), "m", WINDOW | {"dilations": [1, 1]}),
-                                ("softmax", ("m",), "s", {"axis": 0}), ("transpose", ("s",), "y", {"axes": [1, 0, 2, 3]})],
+                                ("softmax", ("m",), "s", {"axis": 0}),
+                                ("transpose", ("s",), "y", {"axes": [1, 0, 2, 3]})],
     "windows": [("reshape", (INPUT,), "w", {"shape": [BATCH, 2, 2, 2, 4]}),
                 ("transpose", ("w",), "v", {"axes": [0, 2, 1, 3, 4]}),
                 ("reshape", ("v",), "u", {"shape": [{"batch": 2, "plus": 0}, 4, 4]}),
                 ("roll", ("u",), "y", {"shifts": [1], "axes": [1]})],
     "a mean and a dimension less": [("transpose", (INPUT,), "t", {"axes": [1, 2, 0, 3]}),
                                     ("mean", ("t",), "m", {"axes": [0, 1], "keep": False}),
-                                    ("reshape", ("m",), "n", {"shape": [BATCH, 1, 1, 4]}), ("add", (INPUT, "n"), "y", {})],
+                                    ("reshape", ("m",), "n", {"shape": [BATCH, 1, 1, 4]}),
+                                    ("add", (INPUT, "n"), "y", {})],
     "columns of a constant": [*TOKENS, ("constant", (), "c", {}), ("quantize", ("c",), "cq", CODES),
-                              ("matmul", ("cq", "right"), "a", PRODUCT), ("transpose", ("a",), "y", {"axes": [2, 0, 1]})],
+                              ("matmul", ("cq", "right"), "a", PRODUCT),
+                              ("transpose", ("a",), "y", {"axes": [2, 0, 1]})],
     "rows of a constant": [*TOKENS, ("constant", (), "c", {}), ("quantize", ("c",), "cq", CODES),
                            ("matmul", ("left", "cq"), "a", PRODUCT), ("transpose", ("a",), "y", {"axes": [1, 0, 2]})],
     "a constant for each": [("constant", (), "c", {}), ("repeat", ("c",), "e", {"times": [BATCH, 1, 1]}),
@@ -144,3 +150,61 @@ def test_what_is_made_for_a_number_of_images_is_refused():
 def test_a_batch_gives_what_its_images_give(ops):
     program = _program(ops)
     np.testing.assert_array_equal(Interpreter(program)(IMAGES), _alone(program, IMAGES))
+
+
+def _sizes(shape: tuple[int, ...], chance: random.Random) -> list[Any] | None:
+    """Another shape [..., B or 2B ..., ...] of [..., B, ...], given for one image; None where there is none."""
+    elements = math.prod(shape)
+    sizes = [chance.choice([size for size in range(1, elements + 1) if elements % size == 0]) for _ in range(3)]
+    if elements % math.prod(sizes):
+        return None
+    sizes.append(elements // math.prod(sizes))
+    place = chance.randrange(4)
+    return [{"batch": size, "plus": 0} if axis == place else size for axis, size in enumerate(sizes)]
+
+
+KINDS = ("transpose", "reshape", "mean", "softmax", "roll", "pad", "slice", "repeat", "layer_norm")
+
+
+def _step(shape: tuple[int, ...], chance: random.Random) -> tuple[str, dict[str, Any]] | None:
+    axes, axis = list(range(len(shape))), chance.randrange(len(shape))
+    kind = chance.choice([*KINDS, "reshape"])
+    if kind == "reshape":
+        sizes = _sizes(shape, chance)
+        return None if sizes is None else (kind, {"shape": sizes})
+    return kind, {
+        "transpose": {"axes": chance.sample(axes, len(axes))}, "mean": {"axes": [axis], "keep": True},
+        "softmax": {"axis": axis}, "roll": {"shifts": [1], "axes": [axis]},
+        "pad": {"pads": [[int(own == axis), 0] for own in axes], "value": 1.0},
+        "slice": {"axis": axis, "start": 0, "stop": chance.randint(1, shape[axis]), "step": 1},
+        "repeat": {"times": [1 + int(own == axis) for own in axes]}, "layer_norm": {"eps": 1e-5},
+    }[kind]  # fmt: skip
+
+
+def _walk(chance: random.Random) -> Program:
+    """Some operations by chance, and rows of what they give."""
+    ops, shape = [], (1, *SHAPE)
+    while len(ops) < 5:
+        step = _step(shape, chance)
+        if step is None:
+            continue
+        kind, attributes = step
+        ops.append(Op(kind, (ops[-1].output if ops else INPUT,), f"v{len(ops)}", attributes))
+        shape = output_shape(kind, [shape], at_batch(attributes, 1), {})
+    rows = {"shape": [BATCH, math.prod(shape)]}
+    return Program((*ops, Op("reshape", (ops[-1].output,), "out", rows)), {}, SHAPE, "out")
+
+
+def test_programs_by_chance():
+    """Whatever is accepted gives for a batch what its images give."""
+    accepted = refused = 0
+    for seed in range(1500):
+        program = _walk(random.Random(seed))
+        try:
+            check(program)
+        except HalfbyteError as error:
+            refused += "affect each other" in str(error)  # else it does not fit two images
+            continue
+        accepted += 1
+        np.testing.assert_array_equal(Interpreter(program)(IMAGES), _alone(program, IMAGES))
+    assert min(accepted, refused) > 200
