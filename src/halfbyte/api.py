@@ -212,6 +212,7 @@ def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
             "bytes": {"artifact": stored, "side": side_bytes(artifact.model, artifact.layout)},
             "operations": operations(artifact.model, artifact.layout, left),
             "edits": len(artifact.facts["edits"]),
+            "program": artifact.facts.get("program"),
         }
     if weights is not None:
         model, architecture = load_model(target, weights).model, resolve_name(target).architecture

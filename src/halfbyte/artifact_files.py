@@ -38,7 +38,7 @@ _FACTS = {
     "coverage": optional({"quantized_macs_percent": number,
                           "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
     "batch_size": optional(whole(1)), "tensors_sha256": str,
-    "program": optional({"sha256": optional(str), "refused": optional(str)}),
+    "program": optional({"sha256": optional(str), "refused": optional(str), "approximate": optional([str])}),
 }  # fmt: skip
 _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 MAX_JSON_BYTES = 2**26

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from halfbyte.report.wording import bit_widths
 
-# Of a list of nodes.
+# Of a list of names.
 _SHOWN = 4
 
 
@@ -91,6 +91,18 @@ def print_sites(facts: dict[str, Any]) -> None:
     _print_costs(facts, console)
     for entry in covered["float"]:
         console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+    _print_program(facts.get("program") or {}, console)
+
+
+def _print_program(known: dict[str, Any], console: Console) -> None:
+    """Why there is no integer program, or what it rounds otherwise than torch does."""
+    if (reason := known.get("refused")) is not None:
+        console.print(f"no integer program: {reason}", highlight=False, soft_wrap=True)
+    if places := known.get("approximate"):
+        console.print(
+            f"rounded otherwise by torch than by the integer engines: {_some(places)}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _print_costs(facts: dict[str, Any], console: Console) -> None:
@@ -134,9 +146,13 @@ def _print_engine(entry: dict[str, Any], console: Console) -> None:
         lines.append(f"products in {title}: {counts}")
         few = [name for names in kinds.values() for name in names]
         if title == "float" and few:
-            shown = ", ".join(few[:_SHOWN]) + (f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else "")
-            lines[-1] += f" ({shown})"
+            lines[-1] += f" ({_some(few)})"
     console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more it has."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _share(percent: float) -> str:
