@@ -44,6 +44,13 @@ _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 MAX_JSON_BYTES = 2**26
 
 
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """The bytes of an artifact's tensors, "artifact", and of all files that a machine needs to run it, "shipped"."""
+    sizes = {name: (folder / name).stat().st_size for name in (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
+             if (folder / name).exists()}  # fmt: skip
+    return {"artifact": sizes[TENSORS], "shipped": sum(sizes.values())}
+
+
 def write_files(folder: Path, contents: dict[str, bytes]) -> None:
     """Write all files beside their places, then rename them; on failure remove the parts and raise `HalfbyteError`."""
     parts = {folder / f"{name}.part": folder / name for name in contents}

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
-from halfbyte.artifact_files import write_files
+from halfbyte.artifact_files import stored_bytes, write_files
 from halfbyte.coverage import coverage
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, Metrics, evaluate, site_sqnr
@@ -69,7 +69,7 @@ def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[s
                 )
             blob = save_tensors({name: state[name].detach().cpu().contiguous() for name in names})
             write_files(folder.path, {WEIGHTS: blob})
-            metrics = _metrics(session, inputs, (floats, trained), seconds, len(blob), [], {}) | {
+            metrics = _metrics(session, inputs, (floats, trained), seconds, {"artifact": len(blob)}, [], {}) | {
                 "bits": {"weight": FLOAT_BITS, "activation": FLOAT_BITS}
             }
             folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
@@ -87,7 +87,8 @@ def _write(
     """Artifact, metrics and report; `evaluation` are the seconds that it took."""
     left = coverage(session.model, session.layout)
     sites = _sites(session, inputs)
-    size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    size = stored_bytes(folder.path)
     costs = operations(session.model, session.layout, left)
     metrics = _metrics(session, inputs, accuracies, evaluation, size, sites, costs) | {"coverage": left}
     folder.finish(inputs.recipe.as_yaml(), metrics, render_run(metrics, inputs.recipe.as_yaml()))
@@ -99,7 +100,7 @@ def _metrics(
     inputs: Inputs,
     accuracies: tuple[dict[str, Any], dict[str, Any]],
     evaluation: float,
-    size: int,
+    size: dict[str, int],
     sites: list[dict[str, Any]],
     costs: dict[str, Any],
 ) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _metrics(
         "quantized": quantized,
         "bytes": {
             "float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()),
-            "artifact": size,
+            **size,
             "side": side_bytes(session.model, session.layout),
         },
         "operations": costs,

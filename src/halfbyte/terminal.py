@@ -33,6 +33,8 @@ def print_run(metrics: dict[str, Any], folder: Path) -> None:
             table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
         table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
     table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
+    if "shipped" in size:  # folders of earlier versions lack it, and floats are no artifact
+        table.add_row("megabytes of all files", "", f"{size['shipped'] / 1e6:.2f}")
     console = open_console()
     console.print(table)
     weights = metrics["weights"]
@@ -116,10 +118,11 @@ def _print_costs(facts: dict[str, Any], console: Console) -> None:
     if beside[1]:
         without = tuple(all_of - part for all_of, part in zip(whole, beside, strict=True))
         rows = {"without compensation": without, "compensation": beside, **rows}
-    table = Table("", "megabytes", "MMACs per image", "Gbit operations per image")
+    table = Table("", "megabytes of tensors", "MMACs per image", "Gbit operations per image")
     for name, (stored, macs, bit_operations) in rows.items():
         table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
     console.print(table)
+    console.print(f"all files to ship, with the program: {size['shipped'] / 1e6:.3f} MB", highlight=False)
 
 
 def print_export(facts: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def deit_tiny_metrics() -> dict[str, Any]:
         "images": {"calibration": 32, "evaluation": 50000},
         "float": {"top1": 74.504, "top5": 91.89},
         "quantized": {"top1": 60.118, "top5": 82.956, "agreement": 68.204, "kl": 0.72618},
-        "bytes": {"float": 23_643_200, "artifact": 3_618_816},
+        "bytes": {"float": 23_643_200, "artifact": 3_618_816, "shipped": 3_703_912},
         "operations": {"macs": 1_258_000_000, "bit_operations": 24_310_000_000},
         "seconds": {"calibrate": 21.37, "repq": 118.92, "bias_correct": 9.446, "evaluate": 3722.5, "total": 149.736},
         "peak_rss_bytes": 2_310_115_328,
@@ -229,6 +229,13 @@ def test_a_site_without_a_measurement_keeps_its_place(read_page: Callable[..., A
     assert any(text.startswith("patch_embed.proj: not measured,") for text in tooltips)
     assert any(text.startswith("blocks.0.attn.qkv: exact,") for text in tooltips)
     assert all("nan" not in str(bar["width"]) and "inf" not in str(bar["width"]) for bar in page.all("rect"))
+
+
+def test_all_files_have_a_size_of_their_own_where_it_is_known(read_page: Callable[..., Any]) -> None:
+    metrics = deit_tiny_metrics()
+    assert "Size of all files \u2013 3.70 MB" in " ".join(read_page(render_run(metrics, RECIPE)).text().split())
+    del metrics["bytes"]["shipped"]
+    assert "Size of all files" not in read_page(render_run(metrics, RECIPE)).text()
 
 
 def test_compensation_has_its_own_costs_and_no_bars(read_page: Callable[..., Any]) -> None:
