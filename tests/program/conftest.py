@@ -104,9 +104,9 @@ def lowered(artifact) -> Callable[..., Lowered]:
     return make
 
 
-def random_model(name: str) -> tuple[nn.Module, Layout]:
-    """A small timm model with random weights, 4 bits everywhere, ranges from two random images."""
-    options = dict((TIMM | MEANS)[name])
+def random_model(name: str, **options: Any) -> tuple[nn.Module, Layout]:
+    """A timm model with random weights, 4 bits everywhere, ranges from two random images; small by default."""
+    options = options or dict((TIMM | MEANS)[name])
     shape = options.pop("input_size", None) or (3, options["img_size"], options["img_size"])
     torch.manual_seed(0)
     model: Any = timm.create_model(name, num_classes=10, **options).eval()
