@@ -1,4 +1,5 @@
-"""What tests of several folders use: the processes of one run as threads of the test, and a run that is killed."""
+"""What tests of several folders use: the processes of one run as threads of the test, a run that is killed, and the
+native kernels with each instruction set."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from halfbyte.distributed import World
 from halfbyte.errors import HalfbyteError
+from halfbyte.runtime import native
 
 Together = Callable[[int, Callable[[World], Any]], list[Any]]
 
@@ -90,3 +92,15 @@ def kill_when() -> Callable[..., None]:
         assert process.wait() == -signal.SIGKILL
 
     return kill
+
+
+@pytest.fixture(params=native.kernels().isas() if native.available() else ["portable"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native kernels with one instruction set after the other that this processor has."""
+    if not native.available():
+        pytest.skip("the native kernels were not built")
+    kernels, wanted = native.kernels(), str(request.param)
+    before = kernels.isa()
+    kernels.choose_isa(wanted)
+    yield wanted
+    kernels.choose_isa(before)

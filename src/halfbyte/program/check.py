@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import numpy as np
 
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.form import misfit
 from halfbyte.program.batch import Use, images_axis
-from halfbyte.program.kinds import KINDS, Kind
+from halfbyte.program.kinds import KINDS, LARGEST_ZERO, Kind
 from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
 from halfbyte.program.shapes import MisfitError, Shape, output_shape
 
@@ -147,14 +145,9 @@ def _check_tensors(op: Op, kind: Kind, tensors: dict[str, Array]) -> None:
 
 def _check_sums(op: Op, tensors: dict[str, Array]) -> None:
     zero = tensors[op.tensors["zero"]]
-    if zero.size and int(np.abs(zero.astype(np.int64)).max()) > 2**23:
+    if zero.size and int(np.abs(zero.astype(np.int64)).max()) > LARGEST_ZERO:
         raise HalfbyteError(f"{_where(op)} has a zero point beyond 2**23")
 
 
 def _where(op: Op) -> str:
     return f"the operation {op.kind} {op.output!r}"
-
-
-def plain(value: Any) -> Any:
-    """Attributes as JSON gives them back: lists instead of tuples, plain numbers."""
-    return json.loads(json.dumps(value))
