@@ -19,7 +19,7 @@ test-slow: $(INSTALLED) $(if $(shell command -v $(CXX)),test-asan)
 # The kernels in a copy of the package that ends where memory is misused. Python itself is not built so: the sanitizer's library
 # must be there first, with C++'s own, whose exceptions it watches. What is not freed is Python's business.
 ASAN = build/asan
-ASAN_TESTS = tests/runtime tests/program/test_engine.py tests/program/test_products.py tests/program/test_fuzz.py
+ASAN_TESTS = tests/runtime $(addprefix tests/program/test_,engine.py products.py calls.py fuzz.py)
 test-asan: $(INSTALLED)
 	HALFBYTE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(ASAN) --build-lib $(ASAN)/lib
 	PYTHONPATH=$(ASAN)/lib OMP_NUM_THREADS=1 \

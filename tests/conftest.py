@@ -1,5 +1,5 @@
-"""What tests of several folders use: the processes of one run as threads of the test, a run that is killed, and a
-machine whose network and hub are not there."""
+"""What tests of several folders use: the processes of one run as threads of the test, a run that is killed, a machine
+whose network and hub are not there, and the native kernels with each instruction set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from halfbyte import api
 from halfbyte.distributed import World
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
+from halfbyte.runtime import native
 
 Together = Callable[[int, Callable[[World], Any]], list[Any]]
 
@@ -129,3 +130,15 @@ def vit_run(tmp_path_factory) -> Path:
         progress=Progress(quiet=True),
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(params=native.kernels().isas() if native.available() else ["portable"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native kernels with one instruction set after the other that this processor has."""
+    if not native.available():
+        pytest.skip("the native kernels were not built")
+    kernels, wanted = native.kernels(), str(request.param)
+    before = kernels.isa()
+    kernels.choose_isa(wanted)
+    yield wanted
+    kernels.choose_isa(before)

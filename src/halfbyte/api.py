@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from halfbyte.artifact import Artifact, load_artifact, side_bytes
-from halfbyte.artifact_files import TENSORS
+from halfbyte.artifact_files import stored_bytes
 from halfbyte.continuation import adopt, check_weights, source_name
 from halfbyte.coverage import coverage
 from halfbyte.data.preprocessing import checked_preprocessing
@@ -207,15 +207,15 @@ def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
     if artifact is not None:
         recipe = artifact.facts.get("recipe")
         left = artifact.facts.get("coverage") or coverage(artifact.model, artifact.layout)
-        stored = (Path(target) / TENSORS).stat().st_size
         return {
             "model": artifact.facts["source"]["architecture"],
             "recipe": recipe and recipe["name"],
             "sites": describe_sites(artifact.model, artifact.layout, artifact.facts["sites"]),
             "coverage": left,
-            "bytes": {"artifact": stored, "side": side_bytes(artifact.model, artifact.layout)},
+            "bytes": {**stored_bytes(Path(target)), "side": side_bytes(artifact.model, artifact.layout)},
             "operations": operations(artifact.model, artifact.layout, left),
             "edits": len(artifact.facts["edits"]),
+            "program": artifact.facts.get("program"),
         }
     if weights is not None:
         model, architecture = load_model(target, weights).model, resolve_name(target).architecture

@@ -79,9 +79,8 @@ def round_leftovers(model: nn.Module) -> None:
                 tensor.copy_(tensor.to(stored_dtype(name, tensor)))
 
 
-def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[str, Any]) -> int:
-    """Write the files into the existing `folder`, each beside its place and then renamed; returns the bytes of
-    `model.safetensors`.
+def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the files into the existing `folder`, each beside its place and then renamed.
 
     `facts` needs "source" (architecture, tag, ...), "edits" and "preprocessing"; whatever else it holds is kept.
     Raises `HalfbyteError` where the disk is full or not writable; then no file of an earlier artifact is harmed.
@@ -103,7 +102,6 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     write_files(folder, files if program is None else {**files, PROGRAM: program})
     if program is None:
         (folder / PROGRAM).unlink(missing_ok=True)
-    return len(blob)
 
 
 def side_bytes(model: nn.Module, layout: Layout) -> int:

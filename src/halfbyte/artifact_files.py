@@ -38,10 +38,17 @@ _FACTS = {
     "coverage": optional({"quantized_macs_percent": number,
                           "float": [{"operation": str, "where": str, "macs": whole(0)}]}),
     "batch_size": optional(whole(1)), "tensors_sha256": str,
-    "program": optional({"sha256": optional(str), "refused": optional(str)}),
+    "program": optional({"sha256": optional(str), "refused": optional(str), "approximate": optional([str])}),
 }  # fmt: skip
 _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 MAX_JSON_BYTES = 2**26
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """The bytes of an artifact's tensors, "artifact", and of all files that a machine needs to run it, "shipped"."""
+    sizes = {name: (folder / name).stat().st_size for name in (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
+             if (folder / name).exists()}  # fmt: skip
+    return {"artifact": sizes[TENSORS], "shipped": sum(sizes.values())}
 
 
 def write_files(folder: Path, contents: dict[str, bytes]) -> None:

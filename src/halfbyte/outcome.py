@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
-from halfbyte.artifact_files import write_files
+from halfbyte.artifact_files import stored_bytes, write_files
 from halfbyte.coverage import coverage
 from halfbyte.data.classes import IMAGENET_CLASSES, imagenet_descriptions
 from halfbyte.errors import HalfbyteError
@@ -82,7 +82,7 @@ def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[s
                 )
             blob = save_tensors({name: state[name].detach().cpu().contiguous() for name in names})
             write_files(folder.path, {WEIGHTS: blob})
-            metrics = _metrics(session, inputs, evaluated, seconds, len(blob), [], {}) | {
+            metrics = _metrics(session, inputs, evaluated, seconds, {"artifact": len(blob)}, [], {}) | {
                 "bits": {"weight": FLOAT_BITS, "activation": FLOAT_BITS}
             }
             folder.finish(inputs.recipe.as_yaml(), metrics, evaluated.findings)
@@ -106,7 +106,8 @@ def _write(
         images[:RANGE_IMAGES], inputs.loaded.data_config,
     )  # fmt: skip
     _name_classes(session.model, inputs)
-    size = save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    size = stored_bytes(folder.path)
     costs = operations(session.model, session.layout, left)
     metrics = _metrics(session, inputs, evaluated, evaluation, size, sites, costs) | {"coverage": left}
     folder.finish(inputs.recipe.as_yaml(), metrics, findings)
@@ -131,7 +132,7 @@ def _metrics(
     inputs: Inputs,
     evaluated: Evaluated,
     evaluation: float,
-    size: int,
+    size: dict[str, int],
     sites: list[dict[str, Any]],
     costs: dict[str, Any],
 ) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _metrics(
         "quantized": evaluated.quantized,
         "bytes": {
             "float": 4 * sum(tensor.numel() for tensor in session.teacher.parameters()),
-            "artifact": size,
+            **size,
             "side": side_bytes(session.model, session.layout),
         },
         "operations": costs,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from halfbyte.report.wording import bit_widths
 
-# Of a list of nodes.
+# Of a list of names.
 _SHOWN = 4
 
 
@@ -33,6 +33,8 @@ def print_run(metrics: dict[str, Any], folder: Path) -> None:
             table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
         table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
     table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
+    if "shipped" in size:  # folders of earlier versions lack it, and floats are no artifact
+        table.add_row("megabytes of all files", "", f"{size['shipped'] / 1e6:.2f}")
     console = open_console()
     console.print(table)
     weights = metrics["weights"]
@@ -117,6 +119,18 @@ def print_sites(facts: dict[str, Any]) -> None:
     _print_costs(facts, console)
     for entry in covered["float"]:
         console.print(f"in float: {entry['operation']} in {entry['where']}, {entry['macs']:,} MACs", highlight=False)
+    _print_program(facts.get("program") or {}, console)
+
+
+def _print_program(known: dict[str, Any], console: Console) -> None:
+    """Why there is no integer program, or what it rounds otherwise than torch does."""
+    if (reason := known.get("refused")) is not None:
+        console.print(f"no integer program: {reason}", highlight=False, soft_wrap=True)
+    if places := known.get("approximate"):
+        console.print(
+            f"rounded otherwise by torch than by the integer engines: {_some(places)}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _print_costs(facts: dict[str, Any], console: Console) -> None:
@@ -130,10 +144,11 @@ def _print_costs(facts: dict[str, Any], console: Console) -> None:
     if beside[1]:
         without = tuple(all_of - part for all_of, part in zip(whole, beside, strict=True))
         rows = {"without compensation": without, "compensation": beside, **rows}
-    table = Table("", "megabytes", "MMACs per image", "Gbit operations per image")
+    table = Table("", "megabytes of tensors", "MMACs per image", "Gbit operations per image")
     for name, (stored, macs, bit_operations) in rows.items():
         table.add_row(name, f"{stored / 1e6:.3f}", f"{macs / 1e6:.1f}", f"{bit_operations / 1e9:.3f}")
     console.print(table)
+    console.print(f"all files to ship, with the program: {size['shipped'] / 1e6:.3f} MB", highlight=False)
 
 
 def print_export(facts: dict[str, Any]) -> None:
@@ -160,9 +175,13 @@ def _print_engine(entry: dict[str, Any], console: Console) -> None:
         lines.append(f"products in {title}: {counts}")
         few = [name for names in kinds.values() for name in names]
         if title == "float" and few:
-            shown = ", ".join(few[:_SHOWN]) + (f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else "")
-            lines[-1] += f" ({shown})"
+            lines[-1] += f" ({_some(few)})"
     console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more it has."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _share(percent: float) -> str:

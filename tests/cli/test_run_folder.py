@@ -20,7 +20,7 @@ def test_a_run_folder_holds_what_the_design_lists(quantize, out, read_run, conte
     inner = {
         "weights": {"source", "tag", "sha256"}, "bits": {"weight", "activation"},
         "images": {"calibration", "evaluation"}, "float": {"top1", "top5"},
-        "quantized": {"top1", "top5", "agreement", "kl"}, "bytes": {"float", "artifact"},
+        "quantized": {"top1", "top5", "agreement", "kl"}, "bytes": {"float", "artifact", "shipped"},
         "operations": {"macs", "bit_operations"}, "seconds": {"percentile", "evaluate", "total"},
     }  # fmt: skip
     for key, names in inner.items():
@@ -28,7 +28,9 @@ def test_a_run_folder_holds_what_the_design_lists(quantize, out, read_run, conte
     assert metrics["schema"] == 1
     assert metrics["images"] == {"calibration": 32, "evaluation": 16}
     assert metrics["seconds"]["total"] == metrics["seconds"]["percentile"]
-    assert metrics["bytes"]["artifact"] == (out / "model.safetensors").stat().st_size
+    files = ("model.safetensors", "config.json", "quantization.json", "program.bin")
+    assert metrics["bytes"]["artifact"] == (out / files[0]).stat().st_size
+    assert metrics["bytes"]["shipped"] == sum((out / name).stat().st_size for name in files)
     for site in metrics["sites"]:
         assert {"name", "role", "bits", "sqnr_db"} <= site.keys()
         assert {"weight", "activation"} == site["bits"].keys()

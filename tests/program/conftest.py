@@ -49,6 +49,14 @@ TIMM: dict[str, dict[str, Any]] = {
     "resnet18": {"input_size": (3, 64, 64)},
     "deit_tiny_distilled_patch16_224": {"img_size": 64, "depth": 2},
     "eva02_tiny_patch14_224": {"img_size": 56, "depth": 2},
+    "mobilenetv3_small_100": {"input_size": (3, 64, 64)},
+}
+# Squeeze-and-excitation with every gate and activation, and a mean over tokens.
+MEANS: dict[str, dict[str, Any]] = {
+    "mobilenetv3_small_100": TIMM["mobilenetv3_small_100"],
+    "efficientnet_b0": {"input_size": (3, 64, 64)},
+    "regnety_002": {"input_size": (3, 64, 64)},
+    "vit_wee_patch16_reg1_gap_256": {"img_size": 64, "depth": 2},
 }
 
 
@@ -96,9 +104,9 @@ def lowered(artifact) -> Callable[..., Lowered]:
     return make
 
 
-def random_model(name: str) -> tuple[nn.Module, Layout]:
-    """A small timm model with random weights, 4 bits everywhere, ranges from two random images."""
-    options = dict(TIMM[name])
+def random_model(name: str, **options: Any) -> tuple[nn.Module, Layout]:
+    """A timm model with random weights, 4 bits everywhere, ranges from two random images; small by default."""
+    options = options or dict((TIMM | MEANS)[name])
     shape = options.pop("input_size", None) or (3, options["img_size"], options["img_size"])
     torch.manual_seed(0)
     model: Any = timm.create_model(name, num_classes=10, **options).eval()

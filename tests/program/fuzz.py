@@ -1,36 +1,50 @@
 """Programs that were damaged, and what becomes of them; run as a process of its own, which a crash may end.
 
-    python -m tests.program.fuzz SEED COUNT [SECONDS]
+    python -m tests.program.fuzz SEED COUNT [SECONDS [ARTIFACT...]]
 
-prints how many files came to which end as JSON. It ends with another exit code than 0, and the number of the file,
-where one crashes, takes longer than SECONDS, raises anything but `HalfbyteError`, or gives other logits natively than
-by the interpreter.
+prints how many files came to which end as JSON: programs made here, or the program files and tensors of artifacts, with
+their checksums mended. It ends with another exit code than 0, and the number of the file, where one crashes, takes more
+than SECONDS of the processor, raises anything but `HalfbyteError`, or gives other logits natively than by the
+interpreter.
 """
 
 from __future__ import annotations
 
 import collections
 import faulthandler
+import hashlib
 import json
 import random
-import struct
+import signal
 import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.program.damage import program_damaged, tensors_damaged
 
+from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, facts_sha256, json_bytes, read_facts
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.check import work
 from halfbyte.program.interpret import run
+from halfbyte.program.load import load_program
 from halfbyte.program.ops import INPUT, Op, Program
-from halfbyte.program.store import MAGIC, framed, from_bytes, to_bytes
+from halfbyte.program.store import from_bytes, to_bytes
 from halfbyte.runtime import Engine, native
 
 SHAPE = (4, 8, 8)
+# Enough to see whether they affect each other.
+IMAGES = 3
 # Larger programs are built, but not run: they take long because they are large.
 LARGEST_RUN = 2**22
-NUMBERS = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 64, 127, 128, 255, 256, 2**15, 2**16, 2**23, 2**31 - 1, 2**31, 2**63)
-FRAME = len(MAGIC) + 32
+# Real ones are larger: up to here they are compared with the interpreter, up to DeiT-Tiny's size run natively.
+LARGEST_COMPARED, LARGEST_OF_ARTIFACTS = 2**26, 2**31
+# A file's time is the processor's; one that waits for something else is given this many times as long.
+WAITING = 30
+SOUND = {"equal", "run by the engine alone"} if native.available() else {"refused by the engine"}
 
 
 def _codes(name: str, x: str, bits: int = 4, **others: Any) -> Op:
@@ -129,114 +143,45 @@ def _attention() -> Program:
     return Program(tuple(ops), tensors, SHAPE, "out")
 
 
+@cache
 def bases() -> list[bytes]:
     """The sound files."""
     return [to_bytes(_maps()), to_bytes(_attention())]
-
-
-def _split(content: bytes) -> tuple[Any, bytes]:
-    (length,) = struct.unpack("<I", content[FRAME : FRAME + 4])
-    return json.loads(content[FRAME + 4 : FRAME + 4 + length]), content[FRAME + 4 + length :]
-
-
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) below a value."""
-    parts = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    return [(value, key) for key, _ in parts] + [place for _, part in parts for place in _places(part)]
-
-
-def _other(value: Any, chance: random.Random) -> Any:
-    """A value of the same type, for the most part."""
-    if chance.random() < 0.05:
-        return chance.choice([None, True, "", [], {}, -1, 0.5, 2**70, [[]], "input"])
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return chance.choice([value + 1, value - 1, -value, 2 * value, chance.choice(NUMBERS), -chance.choice(NUMBERS)])
-    if isinstance(value, float):
-        return chance.choice([-value, value * 2, value * 1e9, 0.0, 2.0**-140, 2.0**127, float(chance.choice(NUMBERS))])
-    if isinstance(value, list) and value:
-        return chance.choice([value[1:], [*value, value[-1]], value[::-1], [*value] * 2, []])
-    return value
-
-
-def _changed(header: Any, chance: random.Random) -> None:
-    """One field of a header: another value, gone, or swapped with its like."""
-    places = _places(header)
-    part, key = chance.choice(places)
-    way = chance.random()
-    if way < 0.5:
-        part[key] = _other(part[key], chance)
-    elif way < 0.55:
-        del part[key]
-    else:
-        own = part[key]
-        like = [(p, k) for p, k in places if type(p[k]) is type(own) and not isinstance(own, (dict, list))]
-        if like:
-            other, place = chance.choice(like)
-            if chance.random() < 0.5:
-                other[place], part[key] = own, other[place]
-            else:
-                part[key] = other[place]
-
-
-def _flipped(content: bytes, chance: random.Random) -> bytes:
-    damaged = bytearray(content)
-    for _ in range(chance.choice([1, 1, 4, 32])):
-        if damaged:
-            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-    return bytes(damaged)
-
-
-def _resized(content: bytes, chance: random.Random) -> bytes:
-    place = chance.randrange(len(content) + 1)
-    return chance.choice([content[:place], content + content[:place], content[:place] + b"\0" * 9 + content[place:]])
-
-
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    """The file with some damage; its checksum mended in nine cases of ten."""
-    way = chance.random()
-    if way < 0.1:
-        return (_flipped if chance.random() < 0.5 else _resized)(content, chance)
-    header, payload = _split(content)
-    if way < 0.25:
-        return framed(json.dumps(header).encode(), _flipped(payload, chance))
-    if way < 0.3:
-        return framed(json.dumps(header).encode(), _resized(payload, chance))
-    if way < 0.35:
-        return framed(_flipped(json.dumps(header).encode(), chance), payload)
-    for _ in range(chance.choice([1, 1, 1, 2, 4])):
-        _changed(header, chance)
-    return framed(json.dumps(header).encode(), payload)
 
 
 def _one_line(error: HalfbyteError) -> None:
     assert "\n" not in str(error)
 
 
-def outcome(content: bytes) -> str:
-    """What becomes of a file; raises `AssertionError` where engine and interpreter differ."""
+def outcome(load: Callable[[], Program], compared: int = LARGEST_RUN, run_at_all: int = LARGEST_RUN) -> str:
+    """What becomes of a program; raises `AssertionError` where engine and interpreter differ.
+
+    By its work: up to `compared` both run it, up to `run_at_all` the engine alone.
+    """
     try:
-        program = from_bytes(content)
+        program = load()
     except HalfbyteError as error:
         _one_line(error)
         return "not loaded"
-    large = work(program) > LARGEST_RUN
+    wanted = work(program)
     try:
         engine = Engine(program, threads=2) if native.available() else None
     except HalfbyteError as error:
         _one_line(error)
         engine = None
-    if large:
+    if wanted > max(compared, run_at_all):
         return "too large to run"
-    images = np.random.default_rng(3).normal(0, 1, (1, *program.input_shape)).astype(np.float32)
+    count = IMAGES if wanted <= compared else 1
+    images = np.random.default_rng(3).normal(0, 1, (count, *program.input_shape)).astype(np.float32)
+    logits = None if engine is None else engine(images)
+    if wanted > compared:
+        return "refused by the engine" if logits is None else "run by the engine alone"
     try:
         expected = run(program, images)
     except HalfbyteError:
         return "refused by the interpreter"
-    if engine is None:
+    if logits is None:
         return "refused by the engine"
-    logits = engine(images)
     if np.array_equal(logits, expected, equal_nan=True):
         return "equal"
     # A sum in float64 that rounds otherwise.
@@ -244,21 +189,57 @@ def outcome(content: bytes) -> str:
     return "equal but for a rounding"
 
 
-def main(seed: int, count: int, seconds: float = 2.0) -> None:
+def of_programs(number: int) -> str:
+    """The end of one damaged program, made here."""
+    sound, chance = bases(), random.Random(number)
+    content = program_damaged(sound[number % 2], sound[1 - number % 2], chance)
+    return outcome(lambda: from_bytes(content))
+
+
+def forge(folder: Path, scratch: Path, changed: Mapping[str, bytes]) -> None:
+    """The artifact `folder` in `scratch`, with some files changed and all checksums mended."""
+    facts, config = read_facts(folder)
+    files = {name: (folder / name).read_bytes() for name in (PROGRAM, TENSORS)} | changed
+    facts["tensors_sha256"] = hashlib.sha256(files[TENSORS]).hexdigest()
+    facts["program"]["sha256"] = hashlib.sha256(files[PROGRAM]).hexdigest()
+    facts["facts_sha256"] = facts_sha256(facts, config)
+    for name, content in (files | {QUANTIZATION: json_bytes(facts), CONFIG: json_bytes(config)}).items():
+        (scratch / name).write_bytes(content)
+
+
+def of_artifacts(folders: list[Path], scratch: Path, number: int) -> str:
+    """The end of one damaged artifact: its program, which may get parts of another one's, or the tensors."""
+    chance = random.Random(number)
+    folder, other = folders[number % len(folders)], chance.choice(folders)
+    changed = {}
+    if chance.random() < 0.75:
+        contents = [(place / PROGRAM).read_bytes() for place in (folder, other)]
+        changed[PROGRAM] = program_damaged(*contents, chance)
+    if not changed or chance.random() < 0.1:
+        changed[TENSORS] = tensors_damaged((folder / TENSORS).read_bytes(), chance)
+    forge(folder, scratch, changed)
+    return outcome(lambda: load_program(scratch), LARGEST_COMPARED, LARGEST_OF_ARTIFACTS)
+
+
+def main(seed: int, count: int, seconds: float, folders: list[Path]) -> None:
     """Damage `count` files and say what became of them."""
     ends: collections.Counter[str] = collections.Counter()
-    sound = bases()
-    assert [outcome(content) for content in sound] == (
-        ["equal"] * 2 if native.available() else ["refused by the engine"] * 2
-    )
-    for number in range(seed, seed + count):
-        content = mutated(sound[number % len(sound)], random.Random(number))
-        print(number, end="\r", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback_later(seconds, exit=True)
-        ends[outcome(content)] += 1
-    faulthandler.cancel_dump_traceback_later()
+    faulthandler.register(signal.SIGPROF, chain=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for folder in folders:
+            forge(folder, Path(scratch), {})
+            sound = outcome(lambda: load_program(scratch), LARGEST_COMPARED, LARGEST_OF_ARTIFACTS)
+            assert sound in (*SOUND, "equal but for a rounding"), sound
+        assert {outcome(lambda: from_bytes(content)) for content in bases()} <= SOUND  # noqa: B023
+        for number in range(seed, seed + count):
+            print(number, end="\r", file=sys.stderr, flush=True)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            faulthandler.dump_traceback_later(WAITING * seconds, exit=True)
+            ends[of_artifacts(folders, Path(scratch), number) if folders else of_programs(number)] += 1
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.cancel_dump_traceback_later()
     print(json.dumps(dict(ends.most_common())))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float([*sys.argv, 2][3]), [Path(name) for name in sys.argv[4:]])

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import shutil
-import struct
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 from tests.program.conftest import EMBEDDED, images_of
+from tests.program.damage import split
 
 from halfbyte.artifact import load_artifact, save_artifact
 from halfbyte.artifact_files import PROGRAM, QUANTIZATION, TENSORS
@@ -25,7 +25,7 @@ from halfbyte.program.interpret import run
 from halfbyte.program.load import load_program
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
-from halfbyte.program.store import MAGIC, framed, from_bytes, to_bytes
+from halfbyte.program.store import framed, from_bytes, to_bytes
 
 LEAVES = (
     st.none() | st.booleans() | st.integers(-3, 12) | st.integers() | st.floats()
@@ -49,12 +49,6 @@ def content(program) -> bytes:
     return to_bytes(program)
 
 
-def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    start = len(MAGIC) + 36
-    (length,) = struct.unpack("<I", content[start - 4 : start])
-    return json.loads(content[start : start + length]), content[start + length :]
-
-
 def _same(one: Program, other: Program) -> None:
     assert one.ops == other.ops
     assert (one.input_shape, one.output, one.facts) == (other.input_shape, other.output, other.facts)
@@ -74,7 +68,7 @@ def test_there_and_back(lowered, model):
 
 def test_an_artifacts_program_shares_its_tensors(lowered):
     found = lowered("fashion_vit", "repq")
-    header, payload = _split((found.folder / PROGRAM).read_bytes())
+    header, payload = split((found.folder / PROGRAM).read_bytes())
     assert payload == b""
     weights = [entry for entry in header["tensors"] if "bits" in entry]
     assert len(weights) == 26
@@ -165,12 +159,12 @@ def test_any_other_payload_is_refused_or_runs(small, data):
 @pytest.fixture(scope="module")
 def small(program) -> tuple[dict[str, Any], bytes, list[tuple]]:
     """Header, payload and the places in the header of a file with operations of several kinds."""
-    header, payload = _split(to_bytes(program))
+    header, payload = split(to_bytes(program))
     return header, payload, [place for place in _places(header) if place]
 
 
 def test_a_hostile_size_allocates_nothing():
-    header, payload = _split(to_bytes(_constant(np.zeros((2, 2), np.float32))))
+    header, payload = split(to_bytes(_constant(np.zeros((2, 2), np.float32))))
     for shape in ([2**40], [2**20, 2**20], [2**31, 0]):
         header["tensors"][0]["shape"] = shape
         with pytest.raises(HalfbyteError):
@@ -213,6 +207,12 @@ assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(found.folder), str(tmp_path)], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), run(found.program, images))
+
+
+def test_a_file_of_a_later_version_is_not_called_damaged(content):
+    header, payload = split(content)
+    with pytest.raises(HalfbyteError, match=r"^the program was written by a newer halfbyte; upgrade halfbyte$"):
+        from_bytes(framed(json.dumps(header | {"version": 2}).encode(), payload))
 
 
 def test_the_tensors_of_another_artifact_do_not_fit(lowered):

@@ -26,18 +26,6 @@ CONVS = {
 }
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512vnni"])
-def isa(request):
-    """The engine with one instruction set after the other."""
-    kernels = native.kernels()
-    if request.param not in kernels.isas():
-        pytest.skip(f"this processor has no {request.param}")
-    before = kernels.isa()
-    kernels.choose_isa(request.param)
-    yield request.param
-    kernels.choose_isa(before)
-
-
 class Build:
     """A program that is put together operation by operation; each method returns the name of its value."""
 
@@ -216,7 +204,9 @@ def test_what_cannot_be_exact_is_refused():
     for build in (far, wide, deep):
         program = Program(tuple(build.ops), build.tensors, build.shape, build.ops[-1].output)
         assert np.isfinite(run(program, np.zeros((1, *build.shape), np.float32))).all()
-        with pytest.raises(HalfbyteError, match=r"cannot run a step .* may pass 2\^31") as raised:
+        with pytest.raises(
+            HalfbyteError, match=r"^v\d: .* cannot run a step .* may pass 2\^31.*; use --engine interpreter$"
+        ) as raised:
             Engine(program)
         assert "\n" not in str(raised.value)
     padded = Build((2, 4, 4), 0)

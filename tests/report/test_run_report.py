@@ -250,6 +250,13 @@ def test_a_site_without_a_measurement_keeps_its_place(read_page: Callable[..., A
     assert all("nan" not in str(bar["width"]) and "inf" not in str(bar["width"]) for bar in page.all("rect"))
 
 
+def test_all_files_have_a_size_of_their_own_where_it_is_known(read_page: Callable[..., Any]) -> None:
+    metrics = deit_tiny_metrics()
+    assert "Size of all files \u2013 3.70 MB" in " ".join(read_page(render_run(metrics, RECIPE)).text().split())
+    del metrics["bytes"]["shipped"]
+    assert "Size of all files" not in read_page(render_run(metrics, RECIPE)).text()
+
+
 def test_compensation_has_its_own_costs_and_no_bars(read_page: Callable[..., Any]) -> None:
     metrics = deit_tiny_metrics()
     metrics["bytes"]["side"] = 224_000

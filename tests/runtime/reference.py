@@ -5,16 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from halfbyte.gelu import CLIP, DENOMINATOR, NUMERATOR
 
-GELU_CLIP = np.float32(5.599999904632568)
-GELU_NUMERATOR = (
-    0.39894190430641174, 0.03584729880094528, 0.004805426578968763, 0.00019015652651432902, 6.5905928749998566e-06,
-    2.1710528486096337e-08,
-)  # fmt: skip
-GELU_DENOMINATOR = (
-    1.0, 0.2565186023712158, 0.02980402484536171, 0.00200336123816669, 8.101142157102004e-05, 1.1851528824990964e-06
-)  # fmt: skip
+Array = npt.NDArray[Any]
 
 
 def product(left: Array, right: Array, left_zero: Array | int, right_zero: Array | int) -> Array:
@@ -38,9 +31,9 @@ def quantize_table(x: Array, table: Array, shift: float = 0.0) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    clipped = np.clip(x, -GELU_CLIP, GELU_CLIP)
+    clipped = np.clip(x, np.float32(-CLIP), np.float32(CLIP))
     square = clipped * clipped
-    ratio = horner(square, GELU_NUMERATOR) * clipped / horner(square, GELU_DENOMINATOR)
+    ratio = horner(square, NUMERATOR) * clipped / horner(square, DENOMINATOR)
     return (ratio + np.float32(0.5)) * x
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import numpy as np
 
 from halfbyte.errors import HalfbyteError, did_you_mean
 from halfbyte.form import misfit
-from halfbyte.program.kinds import KINDS, Kind
+from halfbyte.program.batch import Use, images_axis
+from halfbyte.program.kinds import KINDS, LARGEST_ZERO, Kind
 from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
-from halfbyte.program.shapes import Shape, output_shape
+from halfbyte.program.shapes import MisfitError, Shape, output_shape
+
+# Shape and dtype of each value.
+Values = dict[str, tuple[Shape, str]]
 
 # Elements of one value of one image: what an honest model stays far below.
 LARGEST_VALUE = 2**28
@@ -21,7 +23,7 @@ MOST_OPS = 2**17
 MOST_WORK = 2**40
 _WORK_OF_VALUE = 2**3
 _DTYPES = ("uint8", "int32", "float32")
-# Shapes that fit at two sizes fit at all: they are linear in the number of images.
+# Shapes that fit for both fit for any number: of each value one dimension is a multiple of it, the others are fixed.
 _BATCHES = (1, 2)
 
 
@@ -37,18 +39,32 @@ def check(program: Program) -> None:
             raise HalfbyteError(f"the program's tensor {name} must be finite and one of {', '.join(_DTYPES)}")
     for op in program.ops:
         _check_op(op, program)
-    if work(program) > MOST_WORK:
+    one, two = (value_shapes(program, batch) for batch in _BATCHES)
+    if _work(program, one) > MOST_WORK:
         raise HalfbyteError("the program needs more than 2**40 multiply-adds for one image")
-    for batch in _BATCHES:
-        values = value_shapes(program, batch)
+    _check_images(program, one, two)
+    for batch, values in zip(_BATCHES, (one, two), strict=True):
         shape, dtype = values.get(program.output, ((), ""))
         if dtype != "float32" or len(shape) != 2 or shape[0] != batch:
             raise HalfbyteError(f"the program's output {program.output} must be float32 [B, classes], is {list(shape)}")
 
 
-def value_shapes(program: Program, batch: int) -> dict[str, tuple[Shape, str]]:
+def _check_images(program: Program, one: Values, two: Values) -> None:
+    """No image may change what becomes of another one: engines run them one by one."""
+    axes: dict[str, int | None] = {INPUT: 0}
+    for op in program.ops:
+        inputs, shapes = [axes[name] for name in op.inputs], [one[name][0] for name in op.inputs]
+        attributes, of_two = (at_batch(op.attributes, batch) for batch in _BATCHES)
+        use = Use(inputs, shapes, attributes, of_two, one[op.output][0], two[op.output][0])
+        try:
+            axes[op.output] = images_axis(op.kind, use)
+        except MisfitError as error:
+            raise HalfbyteError(f"{_where(op)} {error}") from None
+
+
+def value_shapes(program: Program, batch: int) -> Values:
     """Shape and dtype of every value for `batch` images; raises `HalfbyteError` where an operation does not fit."""
-    values: dict[str, tuple[Shape, str]] = {INPUT: ((batch, *program.input_shape), "float32")}
+    values: Values = {INPUT: ((batch, *program.input_shape), "float32")}
     for op in program.ops:
         for name in op.inputs:
             if name not in values:
@@ -74,11 +90,14 @@ def value_shapes(program: Program, batch: int) -> dict[str, tuple[Shape, str]]:
 
 def work(program: Program) -> int:
     """About how many multiply-adds one image takes; raises `HalfbyteError` where an operation does not fit."""
-    values = value_shapes(program, 1)
+    return _work(program, value_shapes(program, 1))
+
+
+def _work(program: Program, values: Values) -> int:
     return sum(math.prod(values[op.output][0]) * _terms(op, program, values) for op in program.ops)
 
 
-def _terms(op: Op, program: Program, values: dict[str, tuple[Shape, str]]) -> int:
+def _terms(op: Op, program: Program, values: Values) -> int:
     """About how many multiply-adds one value of its output takes."""
     if op.kind in ("linear", "conv"):
         return math.prod(program.tensors[op.tensors["weight"]].shape[1:])
@@ -126,14 +145,9 @@ def _check_tensors(op: Op, kind: Kind, tensors: dict[str, Array]) -> None:
 
 def _check_sums(op: Op, tensors: dict[str, Array]) -> None:
     zero = tensors[op.tensors["zero"]]
-    if zero.size and int(np.abs(zero.astype(np.int64)).max()) > 2**23:
+    if zero.size and int(np.abs(zero.astype(np.int64)).max()) > LARGEST_ZERO:
         raise HalfbyteError(f"{_where(op)} has a zero point beyond 2**23")
 
 
 def _where(op: Op) -> str:
     return f"the operation {op.kind} {op.output!r}"
-
-
-def plain(value: Any) -> Any:
-    """Attributes as JSON gives them back: lists instead of tuples, plain numbers."""
-    return json.loads(json.dumps(value))

@@ -14,7 +14,7 @@ import numpy as np
 from halfbyte.errors import HalfbyteError
 from halfbyte.program import floats, integers
 from halfbyte.program.check import check
-from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
+from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch, checked_images
 
 _BINARY: dict[str, Callable[..., Array]] = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide,
@@ -41,12 +41,11 @@ class Interpreter:
         """Logits `[B, classes]`, float32, of images `[B, C, H, W]`.
 
         `values` is filled with every value by its name, and with the integer sums of a product under its name with
-        ` sums` behind it (in float32 or float64, whole). Raises `HalfbyteError` for images of another shape.
+        ` sums` behind it (in float32 or float64, whole). Raises `HalfbyteError` for images of another shape, and for
+        pixels that are whole numbers.
         """
-        wanted = self.program.input_shape
-        if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
-            raise HalfbyteError(f"the program takes images [B, {', '.join(map(str, wanted))}], not {images.shape}")
-        known: dict[str, Array] = {INPUT: np.ascontiguousarray(images, np.float32)}
+        images = checked_images(images, self.program.input_shape)
+        known: dict[str, Array] = {INPUT: images}
         with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
             for number, op in enumerate(self.program.ops):
                 inputs = [known[name] for name in op.inputs]

@@ -20,7 +20,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Layout
 from halfbyte.prepare import example_input, model_state, site_module
 from halfbyte.program import aten, sites
-from halfbyte.program.check import check, plain
+from halfbyte.program.check import check
 from halfbyte.program.ops import INPUT, Array, Op, Program
 from halfbyte.program.trace import Record, Recorder, as_array
 
@@ -147,13 +147,19 @@ def _assembled(records: list[Record], output: int, input_shape: tuple[int, ...],
             own = record.name if record.kind == "constant" else f"{record.name or record.where}.{role}"
             roles[role] = names.tensor(tensor, own or "constant")
             tensors[roles[role]] = np.ascontiguousarray(tensor)
-        inputs, attributes = tuple(values[value] for value in record.inputs), plain(record.attributes)
+        inputs, attributes = tuple(values[value] for value in record.inputs), _plain(record.attributes)
         key = json.dumps([record.kind, inputs, attributes, roles], sort_keys=True)
         if key not in made:
             made[key] = names.value(record.name or "v")
             ops.append(Op(record.kind, inputs, made[key], attributes, roles))
         values[record.output] = made[key]
     return Program(tuple(ops), tensors, input_shape, values[output], facts)
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """As a file gives them back: lists instead of tuples, plain numbers."""
+    read: dict[str, Any] = json.loads(json.dumps(attributes))
+    return read
 
 
 def _read(records: list[Record], output: int) -> set[int]:

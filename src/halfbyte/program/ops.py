@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+
+from halfbyte.errors import HalfbyteError
 
 Array = npt.NDArray[Any]
 # The name of the images, float32 `[B, C, H, W]`, preprocessed.
@@ -43,6 +46,22 @@ class Program:
     input_shape: tuple[int, ...]
     output: str
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def checked_images(images: Any, shape: tuple[int, ...]) -> Array:
+    """`images` as contiguous float32 `[B, *shape]`.
+
+    Raises `HalfbyteError` for another shape, for none, and for whole numbers: pixels that nobody preprocessed.
+    """
+    array = np.asarray(images)
+    if array.ndim != 4 or array.shape[1:] != shape or not len(array):
+        wanted = ", ".join(map(str, shape))
+        raise HalfbyteError(f"the model takes images [B, {wanted}], one or more, not {list(array.shape)}")
+    if array.dtype.kind != "f":
+        raise HalfbyteError(
+            f"the model takes preprocessed images of floats, not {array.dtype}; scale and normalise the pixels first"
+        )
+    return np.ascontiguousarray(array, np.float32)
 
 
 def at_batch(value: Any, batch: int) -> Any:

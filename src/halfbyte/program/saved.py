@@ -23,6 +23,7 @@ def lowered(
     """What quantization.json says of a model's program, and the file; `tensors` is the artifact's model.safetensors.
 
     A model that integers cannot compute is `{"refused": why}`, without a file: its artifact is a good one all the same.
+    `"approximate"` lists what the program rounds otherwise than torch does (`Program.facts`).
     """
     from halfbyte.program.lower import lower
 
@@ -30,10 +31,12 @@ def lowered(
     try:
         if facts.get("paper_exact"):
             raise HalfbyteError("paper_exact is a simulation, without integers; quantize without it")
-        content = to_bytes(lower(model, layout, known), load_arrays(tensors))
+        program = lower(model, layout, known)
+        content = to_bytes(program, load_arrays(tensors))
     except HalfbyteError as error:
         return {"refused": str(error)}, None
     except Exception as error:  # hours of quantization must not be lost to a module that nobody has seen before
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return {"refused": f"its forward pass cannot be recorded ({reason})"}, None
-    return {"sha256": hashlib.sha256(content).hexdigest()}, content
+    approximate = {key: value for key, value in program.facts.items() if key == "approximate"}
+    return {"sha256": hashlib.sha256(content).hexdigest(), **approximate}, content

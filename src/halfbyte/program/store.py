@@ -46,6 +46,10 @@ class _DamagedError(ValueError):
     pass
 
 
+class _NewerError(HalfbyteError):
+    pass
+
+
 def to_bytes(program: Program, shared: Mapping[str, Array] | None = None) -> bytes:
     """The file of a program; what `shared` (the tensors of an artifact by name) holds already is only named in it."""
     known = _Shared(shared or {})
@@ -81,6 +85,8 @@ def from_bytes(content: bytes, shared: Mapping[str, Array] | None = None, name: 
     try:
         program = _parsed(content, shared or {})
         check(program)
+    except _NewerError as error:
+        raise HalfbyteError(f"{name} {error}") from None
     except HalfbyteError as error:
         raise HalfbyteError(f"{name} is damaged: {error}") from None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, struct.error) as error:
@@ -101,7 +107,7 @@ def _parsed(content: bytes, shared: Mapping[str, Array]) -> Program:
     if (wrong := misfit(header, _HEADER, "header")) is not None:
         raise _DamagedError(f"{wrong} is missing or wrong")
     if header["version"] > VERSION:
-        raise _DamagedError("it was written by a newer halfbyte; upgrade halfbyte")
+        raise _NewerError("was written by a newer halfbyte; upgrade halfbyte")
     tensors, rest = {}, body[4 + length :]
     # What is stored as one bit may be a float32; beyond that only a file that names one tensor again and again grows.
     room = _GROWTH * (len(content) + sum(tensor.nbytes for tensor in shared.values())) + _MAX_HEADER

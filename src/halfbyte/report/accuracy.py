@@ -73,11 +73,14 @@ def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     size, operations = mapping(metrics.get("bytes")), mapping(metrics.get("operations"))
     old, new = number(size.get("float")), number(size.get("artifact"))
     macs, bit_operations = number(operations.get("macs")), number(operations.get("bit_operations"))
+    # Runs of earlier versions lack it.
+    shipped = number(size.get("shipped"))
     beside = number(operations.get("side_macs")) or 0.0
     plain = None if macs is None else macs - beside
     none = wording.NOT_APPLICABLE
     rows: list[tuple[str, ...]] = [
         ("Size", wording.size(old), wording.size(new), wording.shrinkage(old, new)),
+        *([("Size of all files", none, wording.size(shipped), none)] if shipped is not None else []),
         ("MACs per image", wording.magnitude(plain), wording.magnitude(macs), none),
         ("Bit operations per image", none, wording.magnitude(bit_operations), none),
     ]

@@ -46,7 +46,9 @@ class Compiler:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.memory = Memory()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        # The operation, the step, its arguments.
+        self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.where = ""
         self.constants: list[tuple[View, Array]] = []
         self.known: dict[str, Array] = {}
         self.known_bytes = 0
@@ -64,8 +66,8 @@ class Compiler:
 
         for op in self.program.ops:
             if op.kind not in OPERATIONS:
-                raise HalfbyteError(f"the native engine has no {op.kind} ({op.output}); use --engine interpreter")
-            attributes = at_batch(op.attributes, 1)
+                raise HalfbyteError(f"the native engine has no {op.kind} ({op.output})")
+            self.where, attributes = op.output, at_batch(op.attributes, 1)
             tensors = {role: self.program.tensors[name] for role, name in op.tensors.items()}
             if op.kind not in _PRODUCTS and all(name in self.known for name in op.inputs):
                 with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
@@ -92,9 +94,9 @@ class Compiler:
     def call(self, step: str, *arguments: Any) -> None:
         """The next step, its views among the arguments."""
         if len(self.calls) >= MOST_STEPS:
-            raise HalfbyteError(f"the program needs more than {MOST_STEPS} native steps; use --engine interpreter")
+            raise HalfbyteError(f"the program needs more than {MOST_STEPS} native steps")
         self.memory.use(*(argument for argument in arguments if isinstance(argument, View)))
-        self.calls.append((step, arguments))
+        self.calls.append((self.where, step, arguments))
         self.memory.step += 1
 
     def alone(self, name: str, *kinds: str) -> bool:
@@ -171,12 +173,12 @@ def build(program: Program, native: Any) -> tuple[Any, tuple[int, ...]]:
     compiler = Compiler(program)
     arena, constants, size = compiler.run()
     plan = native.Plan(arena, 4 * math.prod(program.input_shape), 4 * size, np.frombuffer(constants or b"\0", np.uint8))
-    for step, arguments in compiler.calls:
+    for where, step, arguments in compiler.calls:
         resolved = [a.resolved() if isinstance(a, View) else a for a in arguments]
         try:
             getattr(plan, step)(*resolved)
         except ValueError as error:
-            raise HalfbyteError(f"the native engine cannot run a step {step} of this program: {error}") from None
+            raise HalfbyteError(f"{where}: the native engine cannot run a step {step}: {error}") from None
     return plan, (size,)
 
 

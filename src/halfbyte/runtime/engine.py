@@ -11,7 +11,7 @@ import numpy.typing as npt
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.check import check
 from halfbyte.program.load import load_program
-from halfbyte.program.ops import Program
+from halfbyte.program.ops import Program, checked_images
 from halfbyte.runtime.compile import build
 from halfbyte.runtime.native import kernels
 
@@ -28,9 +28,11 @@ class Engine:
     """
 
     def __init__(self, artifact: str | Path | Program, *, threads: int | None = None) -> None:
-        program = artifact if isinstance(artifact, Program) else load_program(artifact)
-        check(program)
         self.threads = checked_threads(threads)
+        if isinstance(artifact, Program):
+            check(program := artifact)
+        else:
+            program = load_program(artifact)
         self.input_shape = program.input_shape
         self.facts = program.facts
         native = kernels()
@@ -38,6 +40,8 @@ class Engine:
             self._plan, self._result = build(program, native)
         except MemoryError:
             raise HalfbyteError("there is not enough memory for the program") from None
+        except HalfbyteError as error:
+            raise HalfbyteError(f"{error}; use --engine interpreter") from None
         # The program's tensors are needed no more.
         del program
         native.return_memory()
@@ -45,14 +49,12 @@ class Engine:
     def __call__(self, images: Images) -> Images:
         """Logits `[B, classes]`, float32, of preprocessed images `[B, C, H, W]`.
 
-        Raises `HalfbyteError` for images of another shape.
+        Floats of other widths are rounded, arrays with gaps are copied. Raises `HalfbyteError` for images of another
+        shape, and for pixels that are whole numbers: nobody has preprocessed them.
         """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
-            wanted = ", ".join(map(str, self.input_shape))
-            raise HalfbyteError(f"the model takes images [B, {wanted}], not {list(images.shape)}")
+        images = checked_images(images, self.input_shape)
         try:
-            logits: Images = self._plan.run(np.ascontiguousarray(images, np.float32), list(self._result), self.threads)
+            logits: Images = self._plan.run(images, list(self._result), self.threads)
         except MemoryError:
             raise HalfbyteError(f"there is not enough memory for {self.threads} threads") from None
         return logits

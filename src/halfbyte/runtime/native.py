@@ -38,5 +38,5 @@ def available() -> bool:
 
 
 def isa() -> str:
-    """The instruction set in use: portable, avx2 or avx512vnni; the environment variable HALFBYTE_ISA chooses it."""
+    """The instruction set in use: portable, avx2, avx512vnni or neon; HALFBYTE_ISA in the environment chooses it."""
     return cast(str, kernels().isa())

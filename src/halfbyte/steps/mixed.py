@@ -31,9 +31,9 @@ class Mixed:
     """Give every site whose widths neither its role nor its name fixes widths of its own, before any calibration.
 
     budget: `4.0bits`: so many an average weight, and an average multiply-accumulate's activation; or `3.2MB`: of the
-    artifact, activations as planned. sensitivity: by `curvature`, to second order, or `measured`, one forward pass for
-    each width of each operand. images, draws: how many, and how many backward passes an image, from which it comes.
-    least, most: the widths to choose from.
+    artifact's tensors, activations as planned. sensitivity: by `curvature`, to second order, or `measured`, one forward
+    pass for each width of each operand. images, draws: how many, and how many backward passes an image, from which it
+    comes. least, most: the widths to choose from.
     """
 
     prepares: ClassVar[bool] = True

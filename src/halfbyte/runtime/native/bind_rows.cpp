@@ -2,6 +2,7 @@
 #include "arrays.h"
 #include "bind.h"
 #include "kernels.h"
+#include "pool.h"
 #include "rowwise.h"
 
 namespace halfbyte {
@@ -32,26 +33,27 @@ py::array run(const py::array& x, const py::object& out, const Run& work) {
     return result;
 }
 
-
-Source norm_source(const py::array& x, const py::object& weight, const py::object& bias, double eps) {
+// A function that goes row by row.
+Source row_source(const py::array& x, Source::Kind kind) {
     const py::ssize_t n = last_size(x, "x");
     Source s{};
-    s.kind = Source::Kind::norm;
+    s.kind = kind;
     s.x = floats(x, "x");
     s.columns = static_cast<size_t>(n);
     s.rows = static_cast<size_t>(x.size() / n);
+    return s;
+}
+
+Source norm_source(const py::array& x, const py::object& weight, const py::object& bias, double eps) {
+    Source s = row_source(x, Source::Kind::norm);
+    const py::ssize_t n = static_cast<py::ssize_t>(s.columns);
     s.norm = {s.columns, pointer_or_null<float>(weight, "weight", {n}), pointer_or_null<float>(bias, "bias", {n}), eps};
     if (s.norm.weight == nullptr || s.norm.bias == nullptr) refuse("layer_norm needs a weight and a bias");
     return s;
 }
 
 Source softmax_source(const py::array& x, float factor) {
-    const py::ssize_t n = last_size(x, "x");
-    Source s{};
-    s.kind = Source::Kind::softmax;
-    s.x = floats(x, "x");
-    s.columns = static_cast<size_t>(n);
-    s.rows = static_cast<size_t>(x.size() / n);
+    Source s = row_source(x, Source::Kind::softmax);
     s.factor = factor;
     return s;
 }
@@ -65,7 +67,7 @@ Source plain_source(const py::array& x, Source::Kind kind) {
     return s;
 }
 
-void check_threads(int threads) { check_range(threads, 1, 256, "threads"); }
+void check_threads(int threads) { check_range(threads, 1, most_threads, "threads"); }
 
 py::array to_floats(const py::array& x, const Source& source, const py::object& out, int threads) {
     check_threads(threads);

@@ -1,6 +1,12 @@
 #include "isa.h"
 
+#include <iterator>
 #include <stdexcept>
+
+#if HALFBYTE_ARM
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace halfbyte {
 
@@ -8,14 +14,18 @@ const char* isa_name(Isa isa) {
     switch (isa) {
         case Isa::avx2: return "avx2";
         case Isa::avx512vnni: return "avx512vnni";
+        case Isa::neon: return "neon";
         default: return "portable";
     }
 }
 
 Isa isa_of(const std::string& name) {
-    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni})
+    std::string known;
+    for (Isa isa : all_isas) {
         if (name == isa_name(isa)) return isa;
-    throw std::invalid_argument("no instruction set '" + name + "'; known: portable, avx2, avx512vnni");
+        known += (known.empty() ? "" : ", ") + std::string(isa_name(isa));
+    }
+    throw std::invalid_argument("no instruction set '" + name + "'; known: " + known);
 }
 
 bool isa_available(Isa isa) {
@@ -26,13 +36,16 @@ bool isa_available(Isa isa) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vnni");
+#elif HALFBYTE_ARM
+    // Products of bytes are an option of the first such processors.
+    if (isa == Isa::neon) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
     return isa == Isa::portable;
 }
 
 Isa best_isa() {
-    for (Isa isa : {Isa::avx512vnni, Isa::avx2})
-        if (isa_available(isa)) return isa;
+    for (auto isa = std::rbegin(all_isas); isa != std::rend(all_isas); ++isa)
+        if (isa_available(*isa)) return *isa;
     return Isa::portable;
 }
 

@@ -4,16 +4,25 @@
 #include <cstddef>
 #include <string>
 
-// Processors other than x86-64 and compilers without function targets get the portable kernels.
+// Other processors, and compilers without function targets, get the portable kernels.
 #if (defined(__x86_64__) || defined(__amd64__)) && (defined(__GNUC__) || defined(__clang__))
 #define HALFBYTE_X86 1
 #else
 #define HALFBYTE_X86 0
 #endif
+// With the compiler and the system for which these kernels are tested; others have portable ones.
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define HALFBYTE_ARM 1
+#else
+#define HALFBYTE_ARM 0
+#endif
 
 namespace halfbyte {
 
-enum class Isa { portable, avx2, avx512vnni };
+enum class Isa { portable, avx2, avx512vnni, neon };
+
+// From the slowest to the fastest.
+constexpr Isa all_isas[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512vnni};
 
 const char* isa_name(Isa isa);
 

@@ -122,6 +122,9 @@ const KernelSet& portable_kernels();
 const KernelSet& avx2_kernels();
 const KernelSet& avx512_kernels();
 #endif
+#if HALFBYTE_ARM
+const KernelSet& neon_kernels();
+#endif
 const KernelSet& kernels_of(Isa isa);
 
 }  // namespace halfbyte

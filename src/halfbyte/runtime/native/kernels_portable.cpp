@@ -76,6 +76,9 @@ const KernelSet& kernels_of(Isa isa) {
     if (isa == Isa::avx2) return avx2_kernels();
     if (isa == Isa::avx512vnni) return avx512_kernels();
 #endif
+#if HALFBYTE_ARM
+    if (isa == Isa::neon) return neon_kernels();
+#endif
     static_cast<void>(isa);
     return portable_kernels();
 }

@@ -38,7 +38,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("isa", [] { return isa_name(active_kernels().isa); });
     m.def("isas", [] {
         py::list names;
-        for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni})
+        for (Isa isa : all_isas)
             if (isa_available(isa)) names.append(isa_name(isa));
         return names;
     });

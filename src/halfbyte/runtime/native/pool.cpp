@@ -24,6 +24,8 @@ constexpr int looks = 2000;
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
 #else
     std::this_thread::yield();
 #endif
@@ -44,12 +46,10 @@ class Pool {
             function_ = function;
             context_ = context;
             parts_ = parts;
-            helpers_ = helpers;
             next_.store(0, std::memory_order_relaxed);
-            // Every worker answers every round, also one that has nothing to do in it: none can meet a later round's
-            // work with this round's numbers.
-            waiting_.store(workers_, std::memory_order_relaxed);
-            round_.fetch_add(1, std::memory_order_release);
+            waiting_.store(helpers, std::memory_order_relaxed);
+            const uint64_t number = round_.load(std::memory_order_relaxed) / most_threads + 1;
+            round_.store(number * most_threads + static_cast<uint64_t>(helpers), std::memory_order_release);
         }
         wake_.notify_all();
         take_parts();
@@ -90,8 +90,9 @@ class Pool {
                 std::unique_lock<std::mutex> lock(sleep_);
                 wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
             }
-            ++seen;
-            if (own < helpers_) take_parts();
+            seen = round_.load(std::memory_order_acquire);
+            if (own >= static_cast<int>(seen % most_threads)) continue;
+            take_parts();
             waiting_.fetch_sub(1, std::memory_order_release);
         }
     }
@@ -99,13 +100,14 @@ class Pool {
     std::mutex turn_, sleep_;
     std::condition_variable wake_;
     int workers_ = 0;
+    // The round's number times `most_threads`, and how many workers help in it. One word: a worker that is not among them
+    // reads nothing else, so that nobody waits for it, and it may miss rounds. One that is keeps the round open.
     std::atomic<uint64_t> round_{0};
     std::atomic<size_t> next_{0};
     std::atomic<int> waiting_{0};
     PartFunction function_ = nullptr;
     void* context_ = nullptr;
     size_t parts_ = 0;
-    int helpers_ = 0;
     std::exception_ptr failed_;
 };
 

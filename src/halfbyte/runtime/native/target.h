@@ -10,13 +10,14 @@
 #define HALFBYTE_TARGET_BEGIN(features) \
     HALFBYTE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define HALFBYTE_TARGET_END HALFBYTE_PRAGMA(clang attribute pop)
-#elif HALFBYTE_X86
+#elif HALFBYTE_X86 || HALFBYTE_ARM
 #define HALFBYTE_TARGET_BEGIN(features) HALFBYTE_PRAGMA(GCC push_options) HALFBYTE_PRAGMA(GCC target(features))
 #define HALFBYTE_TARGET_END HALFBYTE_PRAGMA(GCC pop_options)
 #endif
 
 #define HALFBYTE_AVX2 "avx2,fma"
 #define HALFBYTE_AVX512 "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512"
+#define HALFBYTE_NEON "arch=armv8.2-a+dotprod"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HALFBYTE_INLINE inline __attribute__((always_inline))
