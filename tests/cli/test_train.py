@@ -85,7 +85,7 @@ def test_a_float_model_leaves_its_weights(train, halfbyte, few, tmp_path):
     done = train(*settings)
     assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "weights.safetensors", "metrics.json", "recipe.yaml", "report.html", "log.jsonl"
+        "weights.safetensors", "metrics.json", "report.json", "recipe.yaml", "report.html", "log.jsonl"
     }  # fmt: skip
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["bits"] == {"weight": 32, "activation": 32}

@@ -270,6 +270,12 @@ def test_compensation_has_its_own_costs_and_no_bars(read_page: Callable[..., Any
     assert text.count("blocks.0.qwt.down") == 1
 
 
+def test_a_trained_float_model_is_used_by_its_weights(read_page: Callable[..., Any]) -> None:
+    text = read_page(render_run(deit_tiny_metrics() | {"bits": {"weight": 32, "activation": 32}}, RECIPE)).text()
+    assert "halfbyte eval deit_tiny_distilled_patch16_224 --weights DIR/weights.safetensors" in text
+    assert "halfbyte.load" not in text
+
+
 def test_a_simulation_is_called_one(read_page: Callable[..., Any]) -> None:
     assert "Simulation only" in read_page(render_run(deit_tiny_metrics() | {"paper_exact": True}, RECIPE)).text()
     assert "Simulation only" not in read_page(render_run(deit_tiny_metrics(), RECIPE)).text()

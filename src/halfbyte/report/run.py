@@ -31,6 +31,11 @@ from halfbyte.runtime import Engine
 
 logits = Engine("DIR")(images)  # NumPy arrays, float32
 """
+_FLOAT_BITS = 32
+_USE_WEIGHTS = """\
+halfbyte eval {model} --weights DIR/weights.safetensors
+halfbyte quantize {model} --weights DIR/weights.safetensors
+"""
 _USE_COMMANDS = """\
 halfbyte eval DIR --val IMAGES
 halfbyte bench DIR
@@ -69,7 +74,7 @@ def render_run(
         section("Recipe", code_block("Recipe", "\n".join(recipe_yaml.splitlines()))),
         _weights_and_images(metrics),
         _environment(metrics),
-        _use(),
+        _use(metrics),
     )
     return document(
         f"{model}, {method}: Halfbyte",
@@ -198,7 +203,13 @@ def _environment(metrics: Mapping[str, Any]) -> Html:
     return section("Environment", listing)
 
 
-def _use() -> Html:
+def _use(metrics: Mapping[str, Any]) -> Html:
+    if number(mapping(metrics.get("bits")).get("weight")) == _FLOAT_BITS:
+        return section(
+            "Use these weights",
+            paragraph("The run trained a float model: its weights lie beside this page, and go on as any others."),
+            code_block("Commands for the weights", _USE_WEIGHTS.format(model=wording.anything(metrics.get("model")))),
+        )
     return section(
         "Use this artifact",
         paragraph("DIR is the folder that holds this page. In Python:"),
