@@ -41,8 +41,8 @@ ALONE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("reshape", {"shape": [BATCH, 24, 6]}, {}), ("reshape", {"shape": [{"batch": 4, "plus": 0}, 36]}, {}),
     ("transpose", {"axes": [0, 2, 3, 1]}, {}),
     ("slice", {"axis": 2, "start": 1, "stop": 6, "step": 2}, {}),
-    ("slice", {"axis": 0, "start": 0, "stop": BATCH, "step": 1}, {}),
-    ("select", {"axis": 1, "index": 2}, {}), ("select", {"axis": 0, "index": {"batch": 1, "plus": -1}}, {}),
+    ("slice", {"axis": 3, "start": 0, "stop": 4, "step": 3}, {}),
+    ("select", {"axis": 1, "index": 2}, {}), ("select", {"axis": 3, "index": 5}, {}),
     ("repeat", {"times": [1, 1, 1, 2, 1]}, {}),
     ("pad", {"pads": [[0, 0], [0, 0], [1, 2], [0, 3]], "value": 0.25}, {}),
     ("roll", {"shifts": [2, -1], "axes": [2, 3]}, {}), ("roll", {"shifts": [6], "axes": [2]}, {}),
@@ -69,16 +69,8 @@ def check_alike(program: Program, form: OnnxForm | None = None, tolerance: float
 @pytest.mark.parametrize(("kind", "attributes", "tensors"), ALONE, ids=[f"{e[0]}-{n}" for n, e in enumerate(ALONE)])
 def test_alone(kind, attributes, tensors, opset):
     op = Op(kind, (INPUT,), "y", attributes, {role: role for role in tensors})
-    one, two = (run_op(op, tensors, count) for count in (1, 2))
-    if two.size != 2 * one.size:  # of one image whatever the batch; the sum has a size that depends on it again
-        picked = Op("add", (INPUT, "y"), "sum", {})
-        check_alike(program_of([op, picked], tensors, "sum", int(np.prod(SHAPE))), OnnxForm(opset))
-        return
+    one = compute(kind, [np.zeros((1, *SHAPE), np.float32)], at_batch(attributes, 1), tensors)
     check_alike(program_of([op], tensors, "y", one.size), OnnxForm(opset))
-
-
-def run_op(op: Op, tensors: dict[str, Any], count: int) -> Any:
-    return compute(op.kind, [np.zeros((count, *SHAPE), np.float32)], at_batch(op.attributes, count), tensors)
 
 
 def test_expand_constant_and_concat():
