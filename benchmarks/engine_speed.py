@@ -8,8 +8,8 @@ Models of timm with random weights and the ranges of two random images: speed do
 so on has uniform quantizers and log-sqrt2 ones behind softmax, as `repq`; "adalog" has AdaLog's behind softmax and
 GELU. The peers run the float model, once for all widths. Each setting is a process of its own: "default" lets every
 engine use what the processor has, "avx2" is HALFBYTE_ISA=avx2 and for the peers ATEN_CPU_CAPABILITY=avx2,
-ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2. ONNX Runtime's own kernels have no such switch: its figures
-are those of the whole processor in both settings. Results are added to those that --out already holds.
+ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2; ONNX Runtime and OpenVINO have no such switch, and are taken
+from the folder that avx2_only.py makes. Results are added to those that --out already holds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import avx2_only
 import timm
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,8 @@ def own_process(options: argparse.Namespace, setting: str, where: list[str], thr
             str(batch), "--rounds", str(options.rounds), "--against", options.against, "--out", str(out),
         ]  # fmt: skip
         command += ["--no-compile"] if options.no_compile else []
-        subprocess.run(command, check=True, env={**os.environ, **SETTINGS[setting]})
+        peers = avx2_only.environment_of(options.avx2_peers) if setting == "avx2" else {}
+        subprocess.run(command, check=True, env={**os.environ, **SETTINGS[setting], **peers})
         return json.loads(out.read_text())
 
 
@@ -217,6 +219,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--artifact", type=Path, help="a real one: its speed, memory, load time and bytes")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--against", default="torch,onnxruntime,openvino")
+    parser.add_argument("--avx2-peers", type=Path, help="what avx2_only.py made; needed for the setting avx2")
     parser.add_argument("--no-compile", action="store_true", help="without torch compiled")
     parser.add_argument("--shapes", nargs="+", help="only these, such as 1x1 or 2x8: threads x batch")
     parser.add_argument("--rounds", type=int, default=15)
@@ -233,6 +236,8 @@ def main() -> None:
     if options.setting:
         measure(options)
         return
+    if "avx2" in options.settings and not options.table and options.avx2_peers is None:
+        raise SystemExit("the setting avx2 needs --avx2-peers: python benchmarks/avx2_only.py build/avx2_only")
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     if options.table:
         print(table(known["rows"]))

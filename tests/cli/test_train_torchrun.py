@@ -65,6 +65,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, command, form, losses):
     assert len(trace(tmp_path / "two")) == losses
 
 
+@pytest.mark.slow
 def test_two_processes_search_for_the_same_groups(tmp_path, command):
     asked = command(QUANTIZED)
     (tmp_path / "t.yaml").write_text(GROUPED)

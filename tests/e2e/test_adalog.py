@@ -24,7 +24,7 @@ TENSORS = "model.safetensors"
     ("model", "bits"),
     [
         ("fashion_vit", 3),
-        ("fashion_swin", 4),
+        pytest.param("fashion_swin", 4, marks=pytest.mark.slow),
         pytest.param("fashion_vit", 4, marks=pytest.mark.slow),
         pytest.param("fashion_swin", 3, marks=pytest.mark.slow),
     ],
@@ -42,7 +42,7 @@ CHOICES = {
     "adalog": False, "adalog-paper": True, "log2-paper": True, "log_sqrt2": False, "uniform": False,
     "twin_uniform": False,
 }  # fmt: skip
-SLOW = ("adalog", "log2-paper", "twin_uniform")
+SLOW = ("adalog", "log2-paper", "log_sqrt2", "uniform", "twin_uniform")
 
 
 @pytest.mark.parametrize(

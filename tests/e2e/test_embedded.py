@@ -7,9 +7,12 @@ import torch
 
 import halfbyte
 from halfbyte.models.builtin import BUILTIN_MODELS
+from halfbyte.prepare import model_state
 
 # Points of top-1 on 300 images that a calibration alone may cost; few-bit networks scatter by a point or two.
 MOST_LOST = {8: 1.5, 6: 2.5, 4: 12.0}
+# The Swin, which takes longest, only by `make test-slow`.
+WITHOUT_SWIN = [pytest.param(name, marks=pytest.mark.slow if name == "fashion_swin" else ()) for name in BUILTIN_MODELS]
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
@@ -46,7 +49,7 @@ def test_more_bits_are_better(tmp_path: Path) -> None:
     assert kl[-1] < kl[0] / 100
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", WITHOUT_SWIN)
 def test_a_loaded_artifact_gives_the_same_logits_for_any_batch_and_threads(name: str, tmp_path: Path) -> None:
     result = halfbyte.quantize(
         model=name, recipe="repq", w_bits=4, a_bits=4, out=tmp_path / "run", limit=20, workers=0, calib_images=32
@@ -62,14 +65,12 @@ def test_a_loaded_artifact_gives_the_same_logits_for_any_batch_and_threads(name:
             torch.set_num_threads(count)
             assert torch.equal(loaded(images), expected)
         torch.set_num_threads(threads)
-        from halfbyte.prepare import model_state
-
         with model_state(result.model, "quantized"):
             assert torch.equal(result.model(images), expected)
 
 
 @pytest.mark.parametrize("recipe", ["percentile", "mse", "minmax", "repq-paper"])
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", WITHOUT_SWIN)
 def test_every_recipe_runs_on_every_model_at_8_bits(recipe: str, name: str, tmp_path: Path) -> None:
     result = halfbyte.quantize(
         model=name, recipe=recipe, w_bits=8, a_bits=8, out=tmp_path / "run", limit=200, workers=0, calib_images=32

@@ -97,6 +97,7 @@ def test_nobody_answers(halfbyte, pull, run) -> None:
     pull(NAME, HF_HUB_OFFLINE="1").refused("offline mode is on; unset HF_HUB_OFFLINE")
 
 
+@pytest.mark.slow  # it is tried again, later each time
 def test_the_network_fails_in_the_middle(pull, pushed) -> None:
     """The hub hangs up in every file of one kind."""
     whole = pushed.files(NAME)["metrics.json"]

@@ -43,7 +43,7 @@ def held_out(result):
             "learned_steps: {images: 32, scheme: lsq}", "rule: lsq, average: 0.5, hard: 0.5", marks=pytest.mark.slow
         ),
         # Any calibration can be the start, logarithms and zero points included.
-        ("repq: {images: 32}", "rule: lsq"),
+        pytest.param("repq: {images: 32}", "rule: lsq", marks=pytest.mark.slow),
     ],
 )
 def test_it_gains_on_its_start(run, first, train):
@@ -84,6 +84,7 @@ def test_an_artifact_can_be_the_start(run, tmp_path):
     assert same.metrics["quantized"] == start.metrics["quantized"]
 
 
+@pytest.mark.slow
 def test_a_trained_artifact_can_be_trained_on(run, tmp_path):
     first = run(f"{SHORT}, steps: 6", "first", limit=100, calib_images=64)
     (tmp_path / "on.yaml").write_text("name: onward\nsteps: [train: {batch_size: 16, steps: 1, lr: 0.0}]\n")
@@ -102,7 +103,11 @@ def test_a_trained_artifact_can_be_trained_on(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", ["rule: vvtq, regularizer: 0.01, freeze: 0.0001", "average: 0.9, accumulate: 2, drop_path: 0.3"]
+    "settings",
+    [
+        pytest.param("rule: vvtq, regularizer: 0.01, freeze: 0.0001", marks=pytest.mark.slow),
+        "average: 0.9, accumulate: 2, drop_path: 0.3",
+    ],
 )
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(run, survives_stops, settings):
     settings = f"{SHORT}, epochs: 3, steps: 8, save_every: 2, {settings}"

@@ -192,7 +192,7 @@ def test_from_the_published_start_the_attention_adapters_layers_never_learn(star
     assert [torch.equal(layer.weight, started) for layer in layers] == [start == "published"] * 2
 
 
-@pytest.mark.parametrize("name", ["fashion_swin", "fashion_resnet"])
+@pytest.mark.parametrize("name", [pytest.param("fashion_swin", marks=pytest.mark.slow), "fashion_resnet"])
 def test_swins_and_resnets(name, tmp_path):
     settings = ("qla.blocks=['0','1:1']",) if name == "fashion_swin" else ("qla.kernel_size=3", "qla.factor=16")
     (tmp_path / "r.yaml").write_text(recipe(SMALL + "}"))

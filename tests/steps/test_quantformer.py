@@ -78,6 +78,7 @@ def test_no_groups_are_left_in_the_artifact(trained):
         assert torch.equal(api.load(trained.folder)(images), trained.model(images))
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_begin_where_the_last_one_ended(run):
     shared = run("steps: 2", "a", stage="shared")
     search = run("steps: 2", "b", stage="search", start=shared.folder)

@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_is_told(monkeypatch):
     "settings",
     [
         {},
-        {"rounding": "adaround", "units": "layer"},
+        pytest.param({"rounding": "adaround", "units": "layer"}, marks=pytest.mark.slow),
         pytest.param({"loss": "glf", "norms": True}, marks=pytest.mark.slow),
     ],
 )

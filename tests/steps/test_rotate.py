@@ -131,7 +131,11 @@ steps: [rotate: {{{rotate}}}, {calibrate}, refit: {{images: 16}}]
 
 
 @pytest.mark.parametrize(
-    ("name", "calibrate"), [("fashion_vit", "repq: {images: 8}"), ("fashion_swin", "percentile: {images: 8}")]
+    ("name", "calibrate"),
+    [
+        ("fashion_vit", "repq: {images: 8}"),
+        pytest.param("fashion_swin", "percentile: {images: 8}", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rotated_model_is_quantized_saved_and_continued(name, calibrate, tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE.format(rotate="", calibrate=calibrate))

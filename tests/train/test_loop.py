@@ -180,6 +180,7 @@ def _process(rank: int, store: str, out: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, str(tmp_path / "store"), str(tmp_path / "result")))
