@@ -38,7 +38,7 @@ from halfbyte.prepare import model_state, prepare
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
 from halfbyte.progress import Progress
-from halfbyte.quantizers.log import AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import LEVEL_BITS, AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer
 from halfbyte.recipe import BitPlan
 from halfbyte.runtime import Engine
 from halfbyte.runtime.native import isa
@@ -111,7 +111,9 @@ def artifact_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     artifact = load_artifact(folder)
     recipe = artifact.facts["recipe"]
     widths = "w{weight}a{activation}".format(**recipe["bits"])
-    return float_model(artifact.model), {f"{recipe['name']} {widths}": folder}
+    levels = [step["adalog"]["gelu_level_bits"] for step in recipe["steps"] if "adalog" in step]
+    name = recipe["name"] + (f", {levels[0]}-bit levels," if levels and levels[0] != LEVEL_BITS else "")
+    return float_model(artifact.model), {f"{name} {widths}": folder}
 
 
 def random_model(name: str, forms: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]]:

@@ -73,7 +73,9 @@ def test_every_quantizer_of_attention_maps_and_gelu(name: str, paper: bool, tmp_
         assert torch.equal(loaded(images), result.model(images))
 
 
-@pytest.mark.parametrize("parameter", ["post_gelu=log3", "post_softmax=none", "candidates=8", "rounds=0", "steps=0"])
+@pytest.mark.parametrize(
+    "parameter", ["post_gelu=log3", "post_softmax=none", "candidates=8", "rounds=0", "steps=0", "gelu_level_bits=16"]
+)
 def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -> None:
     with pytest.raises(HalfbyteError, match=parameter.split("=")[0]):
         halfbyte.quantize(model="fashion_vit", recipe="adalog", settings=(f"adalog.{parameter}",), out=tmp_path / "run")

@@ -126,12 +126,13 @@ def test_products_of_activations(isa, a):
     build.same(extremes(build.shape, a))
 
 
+@pytest.mark.parametrize("largest", [2**8 - 1, 2**15 - 1])
 @pytest.mark.parametrize("a", WIDTHS)
-def test_products_of_levels(isa, a):
+def test_products_of_levels(isa, a, largest):
     """The largest levels, whose sums pass 2^31 with wide codes on the right."""
     build = Build((2, 7, 530), a)
     left = build.codes(INPUT, a)
-    levels = np.linspace(0, 2**15 - 1, 2**a).astype(int).tolist()
+    levels = np.linspace(0, largest, 2**a).astype(int).tolist()
     for b in WIDTHS:
         right = build.op("transpose", (build.codes(INPUT, b),), {"axes": [0, 1, 3, 2]})
         for zeros in ([0], [2**b - 1, 0], [-900]):

@@ -209,9 +209,26 @@ def test_without_a_zero_the_last_code_is_the_smallest_level() -> None:
     assert build_quantizer(dropped.spec()).spec() == dropped.spec()
 
 
+def test_levels_of_few_bits_are_the_nearest_whole_numbers() -> None:
+    usual, few = AdaLogQuantizer(4, base=17, shift=0.17), AdaLogQuantizer(4, base=17, shift=0.17, level_bits=8)
+    for quantizer in (usual, few):
+        quantizer.set_scale(torch.tensor(3.0))
+    x = torch.linspace(-0.17, 3, 1000)
+    assert torch.equal(usual.quantize(x), few.quantize(x))
+    assert few.level_table()[0] == 255
+    # Half a 255th of the scale, but for what the levels of 15 bits are wrong by.
+    assert float((usual(x) - few(x)).abs().max()) <= 3.0 / 255 / 2 * 1.01
+    assert build_quantizer(few.spec()).spec() == few.spec() != usual.spec()
+    assert "level_bits" not in usual.spec()
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"base": 0}, {"base": 256}, {"base": 1.5}, {"base": True}, {"shift": -1}, {"shift": "a"}]
-)
+    "wrong",
+    [
+        {"base": 0}, {"base": 256}, {"base": 1.5}, {"base": True}, {"shift": -1}, {"shift": "a"}, {"level_bits": 3},
+        {"level_bits": 16}, {"level_bits": 8.0}, {"level_bits": True},
+    ],
+)  # fmt: skip
 def test_an_impossible_adalog_quantizer_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(HalfbyteError, match=next(iter(wrong))):
         build_quantizer({"kind": "adalog", "bits": 4, **wrong})

@@ -85,8 +85,10 @@ def test_levels(kernels: ModuleType, data: st.DataObject) -> None:
     bits, right_bits = data.draw(st.integers(2, 8)), data.draw(st.integers(2, 8))
     zero = data.draw(st.integers(-300, 300))
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    table = np.sort(generator.integers(0, 32768, 2**bits))[::-1].astype(np.int16)
-    table[0] = 32767
+    # Those that fit into bytes are multiplied as bytes.
+    largest = data.draw(st.sampled_from([1, 255, 256, 32767]))
+    table = np.sort(generator.integers(0, largest + 1, 2**bits))[::-1].astype(np.int16)
+    table[0] = largest
     left = codes(generator, bits, data.draw(st.sampled_from(["random", "least"])), heads, m, k)
     right = codes(generator, right_bits, data.draw(kinds), heads, k, n)
     sums = reference.product(table[left], right.swapaxes(1, 2), 0, zero)

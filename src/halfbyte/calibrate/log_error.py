@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.percentile import quantiles
-from halfbyte.quantizers.log import LARGEST_LEVEL, AdaLogQuantizer
+from halfbyte.quantizers.log import AdaLogQuantizer
 
 # Scales that are tried, from the quantile 0.9 of what is positive to the largest value.
 SCALES = 16
@@ -36,7 +36,7 @@ def fit_adalog(quantizer: AdaLogQuantizer, x: Tensor) -> AdaLogQuantizer:
     ends = np.zeros((len(base), 1), dtype=places.dtype)
     places = np.concatenate((ends + len(ordered), places, ends), axis=1)
     sums = np.concatenate(([0.0], np.cumsum(ordered)))
-    level = quantizer.level_table(base) * (scale[:, None] / LARGEST_LEVEL)
+    level = quantizer.level_table(base) * (scale[:, None] / quantizer.largest)
     held, summed = places[:, :-1] - places[:, 1:], sums[places[:, :-1]] - sums[places[:, 1:]]
     best = int(np.argmin((level * (level * held - 2 * summed)).sum(1)))
     quantizer.set_base(int(abs(base[best])))

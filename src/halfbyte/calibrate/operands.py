@@ -186,7 +186,10 @@ class LogOperand(Operand):
 
     def quantizer(self, found: Found) -> LogQuantizer:
         base = int(found.other)
-        options: dict[str, Any] = {"zero": base > 0, "paper_exact": self.like.paper_exact, "shift": self.like.shift}
+        like = self.like
+        options: dict[str, Any] = {
+            "zero": base > 0, "paper_exact": like.paper_exact, "shift": like.shift, "level_bits": like.level_bits
+        }  # fmt: skip
         if isinstance(self.like, AdaLogQuantizer):
             options["base"] = abs(base)
         quantizer = type(self.like)(self.bits, **options)

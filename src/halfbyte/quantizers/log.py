@@ -16,7 +16,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.quantizers.base import Quantizer
 
 Array = npt.NDArray[Any]
-LARGEST_LEVEL = 2**15 - 1
+LEVEL_BITS, LEAST_LEVEL_BITS = 15, 4
 MAX_SHIFT = 16
 # AdaLog's bases are 2**(base / 37); its paper searches these.
 STEPS, PAPER_BASES, MAX_BASE = 37, range(10, 138), 255
@@ -30,9 +30,10 @@ class LogQuantizer(Quantizer):
 
     With n steps an octave, code k covers the inputs whose rounded logarithm is k, from `scale * 2**(-(k + 1/2) / n)`
     (not included) to `scale * 2**(-(k - 1/2) / n)`; what lies below, the last code.
-    The deployed levels are a table of 2**bits whole numbers `round((2**15 - 1) * 2**(-k / n))`, the last one 0, with
-    the common factor `scale / (2**15 - 1)`, and each threshold is moved by at most 0.4 % to where the upper half of a
+    The deployed levels are a table of 2**bits whole numbers `round(L * 2**(-k / n))`, the last one 0, with the common
+    factor `scale / L`, L = 2**level_bits - 1, and each threshold is moved by at most 0.4 % to where the upper half of a
     float32 changes, so that this half alone decides the code: quantizing is one table look-up, the same everywhere.
+    Levels of 8 bits are multiplied twice as fast as those of 15, and round the smallest to few different numbers.
 
     `zero` False gives the last code the level that the rule gives it instead of 0: better where hardly an input is 0.
 
@@ -46,11 +47,19 @@ class LogQuantizer(Quantizer):
     # The share of the scale to which the paper's code raises smaller inputs before it takes their logarithm.
     paper_floor: ClassVar[float] = 0.0
 
-    def __init__(self, bits: int, *, paper_exact: bool = False, shift: float = 0.0, zero: bool = True) -> None:
+    def __init__(
+        self, bits: int, *, paper_exact: bool = False, shift: float = 0.0, zero: bool = True,
+        level_bits: int = LEVEL_BITS,
+    ) -> None:  # fmt: skip
         super().__init__(bits)
         if not (isinstance(shift, (int, float)) and 0 <= shift <= MAX_SHIFT):
             raise HalfbyteError(f"the shift of a log quantizer must be from 0 to {MAX_SHIFT}, not {shift!r}")
+        if type(level_bits) is not int or not LEAST_LEVEL_BITS <= level_bits <= LEVEL_BITS:
+            raise HalfbyteError(
+                f"the level_bits of a log quantizer must be from {LEAST_LEVEL_BITS} to {LEVEL_BITS}, not {level_bits!r}"
+            )
         self.paper_exact = paper_exact
+        self.level_bits = level_bits
         self.zero = zero
         self.shift = float(shift)
         self._tables: dict[str, Tensor] = {}
@@ -88,7 +97,7 @@ class LogQuantizer(Quantizer):
     @property
     def factor(self) -> Tensor:
         scale = self.calibrated(self.scale)
-        return scale if self.paper_exact else (scale.double() / LARGEST_LEVEL).float()
+        return scale if self.paper_exact else (scale.double() / self.largest).float()
 
     @property
     def offset(self) -> float:
@@ -96,7 +105,7 @@ class LogQuantizer(Quantizer):
 
     @property
     def largest(self) -> float:
-        return 1.0 if self.paper_exact else float(LARGEST_LEVEL)
+        return 1.0 if self.paper_exact else float(2**self.level_bits - 1)
 
     def set_scale(self, scale: Tensor) -> None:
         """Take the largest level, a positive scalar. Raises `ValueError` where it is not positive and finite."""
@@ -112,7 +121,7 @@ class LogQuantizer(Quantizer):
         if base is None:
             return np.asarray(self.level_table(np.array([self.signed_base]))[0])
         exponents = np.arange(self.symbols) / self.steps_per_octave(np.abs(base))[:, None]
-        levels = self._paper_levels(np.abs(base)) if self.paper_exact else np.rint(LARGEST_LEVEL * 2.0**-exponents)
+        levels = self._paper_levels(np.abs(base)) if self.paper_exact else np.rint(self.largest * 2.0**-exponents)
         levels[:, -1] *= base < 0
         return levels
 
@@ -151,6 +160,7 @@ class LogQuantizer(Quantizer):
     def spec(self) -> dict[str, Any]:
         plain = super().spec() | ({"paper_exact": True} if self.paper_exact else {})
         plain |= {} if self.zero else {"zero": False}
+        plain |= {} if self.level_bits == LEVEL_BITS else {"level_bits": self.level_bits}
         return plain | ({"shift": self.shift} if self.shift else {})
 
     def _paper_levels(self, base: Array) -> Array:

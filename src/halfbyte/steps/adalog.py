@@ -21,7 +21,15 @@ from halfbyte.layers.linear import QuantLinear
 from halfbyte.layers.site import WeightedSite
 from halfbyte.parallel import side_by_side
 from halfbyte.prepare import site_module
-from halfbyte.quantizers.log import GELU_SHIFT, AdaLogQuantizer, Log2Quantizer, LogQuantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import (
+    GELU_SHIFT,
+    LEAST_LEVEL_BITS,
+    LEVEL_BITS,
+    AdaLogQuantizer,
+    Log2Quantizer,
+    LogQuantizer,
+    LogSqrt2Quantizer,
+)
 from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.session import Session
@@ -29,7 +37,10 @@ from halfbyte.steps.reparameterize import constant_channels, fold_channels, repa
 
 LOGS: dict[str, type[LogQuantizer]] = {kind.kind: kind for kind in (AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer)}
 CHOICES = (*LOGS, "uniform", TwinUniformQuantizer.kind)
-LIMITS = {"images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20)}
+LIMITS = {
+    "images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20),
+    "gelu_level_bits": (LEAST_LEVEL_BITS, LEVEL_BITS),
+}  # fmt: skip
 # A nonlinearity that reaches less far below zero is taken for one that does not.
 LEAST_SHIFT = 0.01
 # Patches of a convolution's input that are unfolded at a time.
@@ -44,7 +55,9 @@ class AdaLog:
 
     images: calibration images. candidates, steps, rounds: the size of each search and how often the operands of a site
     take turns. post_softmax, post_gelu: the quantizer of attention maps and of inputs behind GELU (adalog, log2,
-    log_sqrt2, uniform, twin_uniform). race: rank candidates on a part of the tokens and decide among the best on all.
+    log_sqrt2, uniform, twin_uniform). gelu_level_bits: of the whole numbers that logarithmic codes behind GELU stand
+    for; those of at most 8 bits are multiplied as fast as codes of 8 bits, others at half that rate. race: rank
+    candidates on a part of the tokens and decide among the best on all.
     """
 
     calibrates: ClassVar[bool] = True
@@ -54,6 +67,7 @@ class AdaLog:
     rounds: int = 3
     post_softmax: str = "adalog"
     post_gelu: str = "adalog"
+    gelu_level_bits: int = LEVEL_BITS
     race: bool = True
 
     def __post_init__(self) -> None:
@@ -155,7 +169,9 @@ class _SearchedBlock:
         elif self.step.post_gelu == TwinUniformQuantizer.kind:
             inputs = TwinOperand(values, bits, self.settings, signed=True)
         else:
-            like = LOGS[self.step.post_gelu](bits, paper_exact=self.session.recipe.paper_exact, shift=shift)
+            like = LOGS[self.step.post_gelu](
+                bits, paper_exact=self.session.recipe.paper_exact, shift=shift, level_bits=self.step.gelu_level_bits
+            )
             inputs = LogOperand(values, like, self.settings, search_scale=True)
         rows, quantizer = search_linear(
             inputs, WeightSearch(weight[None], module.quantizer("weight").bits, self.settings)

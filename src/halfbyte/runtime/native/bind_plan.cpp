@@ -6,6 +6,7 @@
 #include "arrays.h"
 #include "bind.h"
 #include "pool.h"
+#include "product_rows.h"
 #include "steps.h"
 
 namespace halfbyte {
@@ -83,7 +84,8 @@ class Builder {
         o.table = values<int16_t>(table);
         o.bits = left_bits;
         o.zero = left_zero;
-        o.right = packed(codes, bits, zeros, o.table.empty() ? left_bits : 16);
+        require_table(o.table);
+        o.right = packed(codes, bits, zeros, bits_of_left(o.table.empty() ? nullptr : o.table.data(), left_bits));
         o.scale = values<float>(scale);
         o.bias = values<float>(bias);
         plan_.add(linear_step(std::move(o)));

@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "product_rows.h"
 
 namespace halfbyte {
 namespace {
@@ -20,29 +21,10 @@ Heads& prepared() {
     return heads;
 }
 
-Buffer& levels_of_part() {
-    static thread_local Buffer levels;
-    return levels;
-}
-
 void multiply_part(const HeadProducts& p, size_t head, size_t begin, size_t end, const PackedRight& right) {
-    Left left;
-    left.stride = p.left_stride;
-    left.bits = p.left_bits;
-    left.zero = p.left_zero;
-    left.codes = p.left + head * p.left_step + begin * p.left_stride;
-    if (p.table != nullptr) {
-        const size_t stride = (right.k + 31) / 32 * 32;
-        int16_t* levels = reinterpret_cast<int16_t*>(levels_of_part().ensure(rows_of_part * stride * 2));
-        for (size_t row = begin; row < end; ++row)
-            right.kernels->rows.look_up(left.codes + (row - begin) * left.stride, right.k, p.left_bits, p.table,
-                                        levels + (row - begin) * stride);
-        left.codes = nullptr;
-        left.levels = levels;
-        left.stride = stride;
-    }
+    const RowsOfProduct product{&right, p.left_bits, p.left_zero, p.table, p.epilogue};
     uint8_t* out = static_cast<uint8_t*>(p.out) + (head * p.out_step + begin * p.out_stride) * 4;
-    multiply_rows(left, 0, end - begin, right, p.epilogue, out, p.out_stride);
+    product.run(p.left + head * p.left_step + begin * p.left_stride, p.left_stride, end - begin, out, p.out_stride);
 }
 
 }  // namespace
@@ -53,7 +35,7 @@ void multiply_heads(const HeadProducts& p, const KernelSet& kernels, int threads
     run_parallel(p.heads, threads, [&](size_t head) {
         RightSource source = p.right;
         source.codes += head * p.right_step;
-        pack(source, p.table != nullptr ? 16 : p.left_bits, kernels, right[head]);
+        pack(source, bits_of_left(p.table, p.left_bits), kernels, right[head]);
     });
     const size_t parts = (p.rows + rows_of_part - 1) / rows_of_part;
     run_parallel(p.heads * parts, threads, [&](size_t i) {

@@ -86,6 +86,8 @@ struct RowKernels {
     void (*add)(const float* x, const float* y, size_t count, float* out);
     void (*widen)(const uint8_t* codes, size_t count, int16_t* out);
     void (*look_up)(const uint8_t* codes, size_t count, int bits, const int16_t* table, int16_t* out);
+    // The same where the levels fit into bytes.
+    void (*look_up_bytes)(const uint8_t* codes, size_t count, int bits, const int16_t* table, uint8_t* out);
     int32_t (*sum)(const uint8_t* codes, size_t count);
     int64_t (*sum_levels)(const int16_t* levels, size_t count);
     void (*softmax_quantize)(const float* x, size_t rows, size_t columns, float factor, const Uniform& to,

@@ -1,6 +1,7 @@
 // What the steps share that multiply codes.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
@@ -29,30 +30,47 @@ inline void require_table(const std::vector<int16_t>& table) {
     for (int16_t level : table) require(level >= 0, "levels must be from 0 to 32767");
 }
 
-// Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table.
+// For how wide left operands the right one is laid out: levels that fit into bytes are multiplied as codes of 8 bits are.
+inline int bits_of_left(const int16_t* table, int bits) {
+    if (table == nullptr) return bits;
+    return *std::max_element(table, table + 256) < 256 ? 8 : 16;
+}
+
+// Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table of 256 of them.
 struct RowsOfProduct {
     const PackedRight* right;
     int bits;
     int32_t zero;
-    const std::vector<int16_t>* table;
+    const int16_t* table;  // null: the codes are multiplied as they are
     Epilogue epilogue;
 
-    void run(const uint8_t* codes, size_t stride, size_t count, float* out, size_t out_stride) const {
+    void run(const uint8_t* codes, size_t stride, size_t count, void* out, size_t out_stride) const {
         Left left;
         left.bits = bits;
         left.zero = zero;
         left.codes = codes;
         left.stride = stride;
-        if (!table->empty()) {
-            const size_t wide = (right->k + 31) / 32 * 32;
-            int16_t* levels = reinterpret_cast<int16_t*>(memory_of_thread(0).ensure(count * wide * 2));
-            for (size_t i = 0; i < count; ++i)
-                right->kernels->rows.look_up(codes + i * stride, right->k, bits, table->data(), levels + i * wide);
-            left.codes = nullptr;
-            left.levels = levels;
-            left.stride = wide;
-        }
+        if (table != nullptr) look_up(left, count);
         multiply_rows(left, 0, count, *right, epilogue, out, out_stride);
+    }
+
+  private:
+    void look_up(Left& left, size_t count) const {
+        const RowKernels& rows = right->kernels->rows;
+        const size_t wide = (right->k + 31) / 32 * 32, size = right->left_bits == 16 ? 2 : 1;
+        uint8_t* const memory = memory_of_thread(0).ensure(count * wide * size);
+        int16_t* const levels = reinterpret_cast<int16_t*>(memory);
+        for (size_t i = 0; i < count; ++i) {
+            const uint8_t* from = left.codes + i * left.stride;
+            if (size == 2)
+                rows.look_up(from, right->k, bits, table, levels + i * wide);
+            else
+                rows.look_up_bytes(from, right->k, bits, table, memory + i * wide);
+        }
+        left.codes = size == 1 ? memory : nullptr;
+        left.levels = size == 2 ? levels : nullptr;
+        left.bits = right->left_bits;
+        left.stride = wide;
     }
 };
 

@@ -192,6 +192,25 @@ void look_up(const uint8_t* __restrict codes, size_t count, int bits, const int1
     for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
+void look_up_bytes(const uint8_t* __restrict codes, size_t count, int bits, const int16_t* __restrict table,
+                   uint8_t* __restrict out) {
+    uint8_t levels[256];
+    const size_t all = size_t{1} << bits;
+    for (size_t code = 0; code < all; ++code) levels[code] = static_cast<uint8_t>(table[code]);
+    size_t i = 0;
+#if defined(HALFBYTE_AVX2_OR_BETTER)
+    if (bits <= 4) {
+        for (size_t code = all; code < 16; ++code) levels[code] = 0;
+        const __m256i sixteen = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)));
+        for (; i + 32 <= count; i += 32) {
+            const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_shuffle_epi8(sixteen, at));
+        }
+    }
+#endif
+    for (; i < count; ++i) out[i] = levels[codes[i]];
+}
+
 // Of at most 2^23 codes.
 int32_t sum_codes(const uint8_t* __restrict codes, size_t count) {
     int32_t sum = 0;
@@ -225,6 +244,6 @@ int64_t sum_levels(const int16_t* __restrict levels, size_t count) {
 #include "softmax.inl"
 
 RowKernels row_kernels() {
-    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, sum_codes, sum_levels,
+    return {quantize, quantize_table, layer_norm, softmax, gelu, add_rows, widen, look_up, look_up_bytes, sum_codes, sum_levels,
             softmax_quantize, softmax_quantize_table, gelu_quantize, norm_quantize, map};
 }

@@ -80,12 +80,11 @@ class ConvStep : public Step {
         const size_t columns = o_.out.shape[2], taps = o_.kernel[0] * o_.kernel[1], k = channels_ * taps;
         const size_t at_once = std::min(columns, std::max<size_t>(1, patch_bytes / k));
         uint8_t* patches = memory_of_thread(1).ensure(at_once * k);
-        static const std::vector<int16_t> none;
         size_t first = 0;
         for (size_t group = 0; group < o_.rights.size(); ++group) {
             const uint8_t* own = x + static_cast<ptrdiff_t>(group * channels_) * o_.x.strides[0];
             const PackedRight& right = *o_.rights[group];
-            const RowsOfProduct product{&right, o_.bits, o_.zero, &none,
+            const RowsOfProduct product{&right, o_.bits, o_.zero, nullptr,
                                         Epilogue{o_.scale.data() + first, true, o_.bias.empty() ? nullptr : o_.bias.data() + first}};
             for (size_t done = 0; done < columns; done += at_once) {
                 const size_t count = std::min(at_once, columns - done);

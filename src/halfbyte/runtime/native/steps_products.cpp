@@ -25,15 +25,14 @@ class LinearStep : public Step {
         require((r.k == 1 || o_.x.strides[1] == 1) && (r.n == 1 || o_.out.strides[1] == 1), "rows must be contiguous");
         require(o_.x.strides[0] >= 0 && o_.out.strides[0] >= 0, "rows must come in order");
         require(o_.scale.size() == r.n && (o_.bias.empty() || o_.bias.size() == r.n), "a scale for each column is needed");
-        require(o_.table.empty() ? r.left_bits == o_.bits : r.left_bits == 16 && o_.table.size() == 256,
-                "the weight was packed for other codes");
         require_table(o_.table);
+        require(r.left_bits == bits_of_left(table(), o_.bits), "the weight was packed for other codes");
         // Only sums of levels have a way past 2^31.
         if (o_.table.empty()) require_product(r, o_.bits, o_.zero);
     }
 
     void run(Bases bases, int threads) const override {
-        const RowsOfProduct product{o_.right.get(), o_.bits, o_.zero, &o_.table,
+        const RowsOfProduct product{o_.right.get(), o_.bits, o_.zero, table(),
                                     Epilogue{o_.scale.data(), true, o_.bias.empty() ? nullptr : o_.bias.data()}};
         const uint8_t* x = start<uint8_t>(o_.x, bases);
         float* out = start<float>(o_.out, bases);
@@ -55,6 +54,8 @@ class LinearStep : public Step {
     }
 
   private:
+    const int16_t* table() const { return o_.table.empty() ? nullptr : o_.table.data(); }
+
     LinearOptions o_;
 };
 
