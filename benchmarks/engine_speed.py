@@ -111,7 +111,7 @@ def artifact_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     artifact = load_artifact(folder)
     recipe = artifact.facts["recipe"]
     widths = "w{weight}a{activation}".format(**recipe["bits"])
-    levels = [step["adalog"]["gelu_level_bits"] for step in recipe["steps"] if "adalog" in step]
+    levels = [step["adalog"].get("gelu_level_bits", LEVEL_BITS) for step in recipe["steps"] if "adalog" in step]
     name = recipe["name"] + (f", {levels[0]}-bit levels," if levels and levels[0] != LEVEL_BITS else "")
     return float_model(artifact.model), {f"{name} {widths}": folder}
 
