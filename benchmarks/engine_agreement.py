@@ -45,7 +45,8 @@ def compare(run: Path, options: argparse.Namespace, progress: Progress) -> dict[
     found, expected = evaluate(artifact.model, images, loop, label="torch")
     row = {
         "model": facts["source"]["architecture"], "sha256": facts["source"].get("sha256"),
-        "recipe": facts["recipe"]["name"], "bits": facts["recipe"]["bits"], "isa": isa(), "top1": round(found.top1, 2),
+        "recipe": facts["recipe"]["name"], "steps": facts["recipe"]["steps"], "bits": facts["recipe"]["bits"],
+        "isa": isa(), "top1": round(found.top1, 2),
     }  # fmt: skip
     native = evaluate(start_engine("native", run), images, loop, label="native")[1]
     some = images.subset(list(range(min(options.interpreted, len(images)))))
