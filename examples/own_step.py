@@ -36,7 +36,8 @@ steps:
 class ClipRows:
     """Clip every row of every weight at so many of its standard deviations.
 
-    deviations: where it is clipped; the range that is left is finer. Changes the trained weights, so it comes first.
+    deviations: where it is clipped; the range that is left is finer.
+    Changes the trained weights, so it comes before calibration.
     """
 
     prepares: ClassVar[bool] = True

@@ -48,6 +48,28 @@ def test_commands_and_their_options_exist(page: str) -> None:
                 assert word in known, f"halfbyte {verb} {word}"
 
 
+def test_counterparts_of_published_options_exist() -> None:
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    seen = 0
+    for line in PAGES["published/options.md"].splitlines():
+        if line.startswith("| "):
+            for option in re.findall(r"(?<!\S)--[a-z][\w-]*", " ".join(SPANS.findall(line.split("|")[-2]))):
+                assert option in known, line
+                seen += 1
+    assert seen > 80
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_inserted_examples_exist(page: str) -> None:
+    # Formatters of code in Markdown take the mark of an insertion for arithmetic.
+    marks = [line for line in PAGES[page].splitlines() if re.match(r"\s*-+ ?8", line)]
+    for mark in marks:
+        found = re.fullmatch(r'--8<-- "([\w./]+?)(?::(\w+))?"', mark)
+        assert found, mark
+        text = (DOCS.parent / found[1]).read_text()
+        assert found[2] is None or f"--8<-- [start:{found[2]}]" in text, mark
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_parameters_of_steps_exist(page: str) -> None:
     for span in SPANS.findall(PAGES[page]):
