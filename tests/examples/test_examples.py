@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 import halfbyte
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import site_module
+from halfbyte.runtime import Engine
 from halfbyte.steps.catalog import STEPS
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 IMAGES = 64
 
 
@@ -37,9 +39,27 @@ def example(name: str) -> ModuleType:
     return importlib.import_module(f"examples.{name}")
 
 
+def folders(place: Path, names: list[str], count: int) -> None:
+    """Pictures of noise, so many in a folder of each name."""
+    noise = np.random.default_rng(0)
+    for name in names:
+        folder = place / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(noise.integers(0, 256, (180, 170, 3), np.uint8)).save(folder / f"{number}.jpg")
+
+
 def test_every_example_is_run_here() -> None:
     # Hours on the whole of a data set that is not part of the project.
-    known = {"train_builtin.py", "own_model.py", "own_recipe.py", "own_step.py", "read_artifact.py", "numpy_engine.py"}
+    known = {
+        "train_builtin.py",
+        "own_model.py",
+        "own_classes.py",
+        "own_recipe.py",
+        "own_step.py",
+        "read_artifact.py",
+        "numpy_engine.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == known
 
 
@@ -47,13 +67,8 @@ def test_a_model_of_ones_own_from_a_file(tmp_path: Path, capsys: pytest.CaptureF
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_vit", num_classes=1000).state_dict(), weights)
-    noise = np.random.default_rng(0)
-    for wnid in ("n01440764", "n01443537"):
-        folder = tmp_path / "images" / wnid
-        folder.mkdir(parents=True)
-        for number in range(16):
-            Image.fromarray(noise.integers(0, 256, (180, 170, 3), np.uint8)).save(folder / f"{number}.jpg")
     images = tmp_path / "images"
+    folders(images, ["n01440764", "n01443537"], 16)
     example("own_model").main("test_vit", weights, images, images, tmp_path / "run")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("float: top-1")
@@ -62,6 +77,22 @@ def test_a_model_of_ones_own_from_a_file(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "run" / "program.bin").is_file()
 
 
+@pytest.mark.slow
+def test_a_finetuned_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example("own_classes")
+    monkeypatch.setattr(module, "ARCHITECTURE", "test_vit")
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=module.CLASSES).state_dict(), weights)
+    folders(tmp_path / "images", [f"kind {number}" for number in range(module.CLASSES)], 3)
+    module.main(weights, tmp_path / "images", tmp_path / "images", tmp_path / "run")
+    assert capsys.readouterr().out.splitlines()[-1] == f"{module.CLASSES} classes"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pretrained_cfg"]["label_names"][:2] == ["kind 0", "kind 1"]
+    assert Engine(tmp_path / "run")(np.zeros((1, 3, 160, 160), np.float32)).shape == (1, module.CLASSES)
+
+
+@pytest.mark.slow
 def test_a_recipe_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example("own_recipe").main(tmp_path, IMAGES)
     published, own = capsys.readouterr().out.splitlines()
@@ -105,6 +136,18 @@ def test_the_reader_reads_what_halfbyte_wrote(bits: int, artifact: Path, tmp_pat
     for name, weight in found.items():
         wanted = site_module(model, name).float_weight().flatten(1)
         assert torch.equal(torch.from_numpy(weight), wanted), name
+
+
+def test_the_page_of_the_format_names_every_key(artifact: Path) -> None:
+    page = (ROOT / "docs" / "artifact.md").read_text()
+    told = page[page.index("## quantization.json") : page.index("A quantizer is its `kind`")]
+    facts = json.loads((artifact / "quantization.json").read_text())
+    config = json.loads((artifact / "config.json").read_text())
+    inner = [*facts["source"], *facts["preprocessing"], *facts["sites"][0], *facts["coverage"], *facts["program"]]
+    assert not [key for key in (*facts, *inner) if f"`{key}`" not in told]
+    assert not [key for key in config if f"`{key}`" not in page]
+    stored = {path.name for path in artifact.iterdir()}
+    assert not [name for name in stored if f"`{name}`" not in page]
 
 
 def test_the_reader_needs_neither_halfbyte_nor_torch(artifact: Path) -> None:
