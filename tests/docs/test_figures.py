@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 MARK = re.compile(r"<!-- results: ([\w. ]+) -->\n\n((?:\|.*\n)+)")
+# Of running text: accuracies (also in a list of several, before its %), KL and megabytes.
+FIGURE = re.compile(r"(\d+\.\d)(?= %| of \d+\.\d %|, \d+\.\d %| and \d+\.\d %)|KL (\d\.\d+)|(\d+\.\d+) MB")
+# Their figures come from elsewhere: from the papers, from the commands beside them, from sources that they name.
+OTHERS = ("published/results.md", "start.md", "reproduce.md", "design.md", "report.md", "training.md", "serving.md")
 Row = dict[str, str]
 
 
@@ -72,8 +76,39 @@ def test_every_row_is_a_committed_result(page: Path) -> None:
 
 def test_the_times_are_committed_results() -> None:
     ((files, rows),) = tables(ROOT / "docs" / "deployment.md")
-    measured = json.loads((RESULTS / files[0]).read_text())["default"]["rows"]
-    assert rows == [{"engine": row["engine"], "milliseconds": f"{row['milliseconds']:.1f}"} for row in measured]
+    measured = [
+        {"engine": row["engine"], "milliseconds": f"{row['milliseconds']:.1f}"}
+        for row in json.loads((RESULTS / files[0]).read_text())["rows"]
+        if (row["model"], row["setting"]) == ("artifact, repq w4a4", "default")
+    ]
+    assert rows == measured
+
+
+def spoken() -> list[tuple[str, tuple[str, str, str]]]:
+    """Figures outside of the marked tables: the page and accuracy, KL or megabytes, the other two empty."""
+    found = []
+    for page in PAGES:
+        name = str(page.relative_to(ROOT / "docs"))
+        text = re.sub(r"```.*?```", "", MARK.sub("", page.read_text()), flags=re.DOTALL)
+        found += [(name, figure) for figure in FIGURE.findall(text) if name not in OTHERS]
+    return found
+
+
+def test_figures_in_running_text_are_committed_results() -> None:
+    accuracies, divergences, sizes = set(), set(), set()
+    for path in RESULTS.glob("*.json"):
+        facts = json.loads(path.read_text())
+        for record in facts if isinstance(facts, list) else []:
+            if "quantized" in record:
+                quantized = record["quantized"]
+                accuracies |= {record["float"]["top1"], quantized["top1"], quantized["agreement"]}
+                divergences.add(f"{quantized['kl']:.3f}")
+                sizes |= {f"{size / 1e6:.2f}" for size in record.get("bytes", {}).values()}
+    accuracies |= {row["top1"] for row in json.loads((RESULTS / "engine_agreement.json").read_text())["rows"]}
+    known = {f"{accuracy:.1f}" for accuracy in accuracies} | divergences | sizes
+    figures = spoken()
+    assert len(figures) > 40
+    assert not [figure for figure in figures if not set(figure[1]) <= known | {""}]
 
 
 def test_a_wrong_figure_is_noticed() -> None:
