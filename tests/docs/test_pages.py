@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+import halfbyte
 from halfbyte.cli import app
 from halfbyte.program.kinds import KINDS
 from halfbyte.recipe import builtin_recipes, load_recipe
@@ -76,6 +77,11 @@ def test_parameters_of_steps_exist(page: str) -> None:
         for step, key in re.findall(r"(?<![\w/.])(\w+)\.([a-z_]+)\b(?!\(|\.)", span):
             if step in STEPS and key not in ("py", "md", "yaml"):
                 assert key in {field.name for field in dataclasses.fields(STEPS.get(step))}, f"{page}: {span}"
+
+
+def test_everything_public_is_in_the_reference() -> None:
+    named = re.findall(r"^::: halfbyte[\w.]*\.(\w+)$", PAGES["api/index.md"], re.MULTILINE)
+    assert set(halfbyte.__all__) <= set(named)
 
 
 def test_every_step_has_its_parameters_and_a_method() -> None:
