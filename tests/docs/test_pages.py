@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 import halfbyte
 from halfbyte.cli import app
 from halfbyte.program.kinds import KINDS
+from halfbyte.quantizers.base import Quantizer
+from halfbyte.quantizers.kinds import KINDS as QUANTIZERS
 from halfbyte.recipe import builtin_recipes, load_recipe
 from halfbyte.steps.catalog import STEPS, resolve
 
@@ -123,6 +126,24 @@ def test_every_kind_of_operation_is_described() -> None:
         assert meaning == kind.meaning
         assert re.findall(r"`(\w+)`", attributes) == list(kind.attributes)
         assert re.findall(r"`(\w+\??)`", tensors) == list(kind.tensors)
+
+
+def test_every_key_of_a_quantizer_is_described() -> None:
+    page = PAGES["artifact.md"]
+    table = page[page.index("| `kind` | keys |") :]
+    rows = [line.split("|")[1:4] for line in table[: table.index("\n\n")].splitlines()[2:]]
+    told = {kind: set(SPANS.findall(keys)) for kinds, keys, _ in rows for kind in SPANS.findall(kinds)}
+    assert told.keys() == QUANTIZERS.keys()
+    for kind, quantizer in QUANTIZERS.items():
+        makers = [vars(owner)["__init__"] for owner in quantizer.__mro__ if "__init__" in vars(owner)]
+        keys = {
+            name
+            for maker in makers[: makers.index(Quantizer.__init__)]
+            for name, parameter in inspect.signature(maker).parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+        unlike = {"base"} if kind != "adalog" else set()
+        assert told[kind] - unlike == keys - {"self", "bits"}, kind
 
 
 def test_the_pages_name_no_place_of_one_machine() -> None:
