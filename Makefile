@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+DOCS_INSTALLED = $(VENV)/.docs-installed
 
-.PHONY: demo test test-slow test-asan lint clean
+.PHONY: demo test test-slow test-asan lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/halfbyte quantize --out runs/demo --force
@@ -13,7 +14,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(INSTALLED) $(if $(shell command -v $(CXX)),test-asan)
+test-slow: $(INSTALLED) $(DOCS_INSTALLED) $(if $(shell command -v $(CXX)),test-asan)
 	$(BIN)/python -m pytest -m slow
 
 # The kernels in a copy of the package that ends where memory is misused. Python itself is not built so: the sanitizer's library
@@ -32,6 +33,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pages, without warnings, in build/docs. The theme's notice of its successor is no fault of theirs.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --retries 15 --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -113,7 +113,9 @@ class Session:
             if name not in self.recipe.if_possible:
                 raise
             figures = {"left_out": str(error)}
-            self.progress.say(f"left out: {error}")
+            # The remedy behind the reason is for recipes that do not name the step.
+            reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
+            self.progress.say(f"{name} is left out, as the recipe says: {reason}")
         report = StepReport(name, round(time.perf_counter() - self._start, 3), figures)
         self.reports.append(report)
         self._parts, self._spent, self.notes, self.kept = 0, 0.0, [], {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from halfbyte.layers.norm import ExactLayerNorm, ExactRMSNorm
 from halfbyte.models.builtin import create_builtin
 from halfbyte.models.load import load_model
 from halfbyte.prepare import model_state, prepare
+from halfbyte.progress import Progress
 from halfbyte.recipe import load_recipe
 from halfbyte.rotation import rotate_heads
 
@@ -209,10 +211,18 @@ def test_a_recipe_may_leave_out_what_has_nothing_to_do(tmp_path):
     text = RECIPE.format(rotate="", calibrate="percentile: {images: 8}, bn_recalibrate: {images: 16}")
     text = text.replace(", refit: {images: 16}", "") + "if_possible: [rotate, bn_recalibrate]\n"
     (tmp_path / "r.yaml").write_text(text)
-    for name, left_out in (("fashion_vit", [False, False, True]), ("fashion_resnet", [True, False, False])):
+    for name, left_out, told in (
+        ("fashion_vit", [False, False, True], "bn_recalibrate is left out, as the recipe says: the model has no Batch"),
+        ("fashion_resnet", [True, False, False], "rotate is left out, as the recipe says: nothing in the model can be"),
+    ):
+        said = io.StringIO()
         result = api.quantize(
-            model=name, recipe=tmp_path / "r.yaml", out=tmp_path / name, calib_images=16, limit=8, workers=0
-        )
+            model=name, recipe=tmp_path / "r.yaml", out=tmp_path / name, calib_images=16, limit=8, workers=0,
+            progress=Progress(stream=said),
+        )  # fmt: skip
+        (line,) = (line for line in said.getvalue().splitlines() if "left out" in line)
+        assert line.startswith(told)
+        assert "leave" not in line
         steps = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
         assert ["left_out" in step for step in steps if step["event"] == "step"] == left_out
         assert load_recipe(result.folder / "recipe.yaml").if_possible == ("rotate", "bn_recalibrate")

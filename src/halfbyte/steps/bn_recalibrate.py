@@ -58,7 +58,7 @@ class BnRecalibrate:
         known = _float_moments(session, stream) if self.statistics == "matched" else {}
         groups = _groups(session, stream)
         if not groups:
-            raise InapplicableError("the model has no BatchNorm (left); leave bn_recalibrate out of the recipe")
+            raise InapplicableError("the model has no BatchNorm left; leave bn_recalibrate out of the recipe")
         judge = _Judge(session)
         if not session.notes:
             session.notes.append(judge.figures())
