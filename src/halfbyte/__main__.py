@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 
@@ -16,6 +17,8 @@ def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and exit code 2."""
     from halfbyte.cli import app
 
+    # A stream that was closed before the start is None.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A path may hold bytes that are no text, which a strict stream refuses to print.

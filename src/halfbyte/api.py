@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from halfbyte.outcome import accuracy, finish, weights_facts
 from halfbyte.prepare import prepare
 from halfbyte.progress import Progress
 from halfbyte.recipe import Recipe
-from halfbyte.run_folder import Found, RunFolder
+from halfbyte.run_folder import Found, RunFolder, default_folder
 from halfbyte.session import Session
 from halfbyte.steps.catalog import resolve
 from halfbyte.tensorboard import ScalarLog, require_tensorboard
@@ -75,6 +74,12 @@ def _run(options: Options, progress: Progress, processes: World) -> Result:
     with processes.agreed():
         recipe = resolved_recipe(options)
         folder = _folder(options, recipe, processes.leads)
+    with folder:
+        return _run_in(folder, recipe, options, progress, processes)
+
+
+def _run_in(folder: RunFolder, recipe: Recipe, options: Options, progress: Progress, processes: World) -> Result:
+    with processes.agreed():
         found = folder.admit(options.resume, options.force)
         if found is Found.FINISHED:
             return Result(folder.path, folder.metrics())
@@ -245,11 +250,8 @@ def _artifact(target: str) -> Artifact | None:
 
 
 def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
-    model = options.model or (DEFAULT_MODEL if options.start is None else options.start.name)
+    model = options.model or (DEFAULT_MODEL if options.start is None else options.start.resolve().name)
     widths = budget_of(recipe) or f"w{recipe.bits.weight}a{recipe.bits.activation}"
-    name = f"{model}-{recipe.name}-{widths}"
-    # A recipe's name is free text; as a folder it must not lead out of runs/.
-    default = Path("runs") / re.sub(r"[^\w.-]+", "_", name)
     settings = {
         "model": model, "weights": options.weights and str(options.weights), "recipe": recipe.as_dict(),
         "from": options.start and str(options.start),
@@ -259,7 +261,7 @@ def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
         "data": options.data and str(options.data), "teacher": options.teacher,
         "labels": options.labels and str(options.labels),
     }  # fmt: skip
-    return RunFolder(options.out or default, settings, writes)
+    return RunFolder(options.out or default_folder(model, recipe.name, widths), settings, writes)
 
 
 def _session(inputs: Inputs, options: Options, progress: Progress, processes: World | None = None) -> Session:

@@ -98,8 +98,10 @@ def save_artifact(model: nn.Module, layout: Layout, folder: Path, facts: dict[st
     config = _timm_config(model, facts)
     quantization["program"], program = lowered(model, layout, facts, blob)
     quantization["facts_sha256"] = facts_sha256(quantization, config)
-    files = {TENSORS: blob, CONFIG: json_bytes(config), QUANTIZATION: json_bytes(quantization)}
-    write_files(folder, files if program is None else {**files, PROGRAM: program})
+    files = {TENSORS: blob, CONFIG: json_bytes(config)}
+    files |= {PROGRAM: program} if program is not None else {}
+    # The last one has the checksums of the others.
+    write_files(folder, {**files, QUANTIZATION: json_bytes(quantization)})
     if program is None:
         (folder / PROGRAM).unlink(missing_ok=True)
 

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import FULL, read_file
 from halfbyte.form import misfit, nullable, number, optional, whole
+from halfbyte.locks import Lock, lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +44,8 @@ _FACTS = {
 }  # fmt: skip
 _CONFIG = {"architecture": str, "num_classes": whole(1), "pretrained_cfg": dict}
 MAX_JSON_BYTES = 2**26
+# Far more than the few-bit tensors of any vision model.
+MAX_BYTES = 2**34
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
@@ -51,10 +55,21 @@ def stored_bytes(folder: Path) -> dict[str, int]:
     return {"artifact": sizes[TENSORS], "shipped": sum(sizes.values())}
 
 
-def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write all files beside their places, then rename them; on failure remove the parts and raise `HalfbyteError`."""
+def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out") -> None:
+    """Write all files beside their places, then rename them in their order: who finds the last finds all.
+
+    On failure, also where another process writes one of them at this moment, remove the parts and raise
+    `HalfbyteError`, which asks for another `option`.
+    """
     parts = {folder / f"{name}.part": folder / name for name in contents}
+    locks: dict[Path, Lock] = {}
     try:
+        for part, place in parts.items():
+            if place.is_dir():
+                raise HalfbyteError(f"cannot write {place}: a folder has its name; choose another {option}")
+            if (held := lock(part, os.O_RDWR | os.O_CREAT)) is None:
+                raise HalfbyteError(f"another process writes {place}; wait until it ends, or choose another {option}")
+            locks[part] = held
         for part, content in zip(parts, contents.values(), strict=True):
             with part.open("wb") as file:
                 file.write(content)
@@ -62,11 +77,38 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for part, place in parts.items():
             os.replace(part, place)
-    except OSError as error:
-        for part in parts:
+    except (OSError, HalfbyteError) as error:
+        for part in locks:
             part.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise HalfbyteError(f"cannot write to {folder}: {reason}; free some space or choose another --out") from None
+        if isinstance(error, HalfbyteError):
+            raise
+        raise HalfbyteError(f"cannot write to {folder}: {reason(error)}; {remedy(error, option)}") from None
+    finally:
+        for held in locks.values():
+            held.release()
+
+
+def write_option(place: Path, content: bytes, option: str) -> None:
+    """Write one file that an option asks for, as `write_files` does; also into a device or a pipe."""
+    real = place.resolve()
+    if real.is_file() or not place.exists():
+        write_files(real.parent, {real.name: content}, option)
+        return
+    try:
+        with place.open("wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise HalfbyteError(f"cannot write {option} {place}: {reason(error)}; {remedy(error, option)}") from None
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be written."""
+    return error.strerror or str(error)
+
+
+def remedy(error: OSError, option: str) -> str:
+    """What a user can do about that."""
+    return f"{'free some space or ' if error.errno in FULL else ''}choose another {option}"
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
@@ -77,7 +119,7 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(_read(folder / name, MAX_JSON_BYTES))
+        value = json.loads(read_file(folder / name, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
     except NotADirectoryError:
@@ -87,14 +129,6 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HalfbyteError(f"{folder / name} is damaged: not a JSON object")
     return value
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"more than {limit} bytes")
-    return content
 
 
 def read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -121,9 +155,11 @@ def read_checked(folder: Path, name: str, sha256: str) -> bytes:
     """A file's content; raises `HalfbyteError` where it cannot be read or is not the one of that sha256."""
     path = folder / name
     try:
-        blob = path.read_bytes()
+        blob = read_file(path, MAX_BYTES)
     except OSError as error:
         raise HalfbyteError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise HalfbyteError(f"{path} is damaged: {error}; quantize again with --force") from None
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise HalfbyteError(f"{path} is damaged or incomplete: its sha256 is not the one in {QUANTIZATION}")
     return blob

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 
 from halfbyte.artifact import load_artifact
 from halfbyte.facts import environment
+from halfbyte.files import temporary_folder
 from halfbyte.inputs import check_at_least
 from halfbyte.peers import Call, Work, chosen, float_model, peers
 from halfbyte.progress import Progress
@@ -53,8 +53,8 @@ def bench(
     engine = Engine(target, threads=count)
     artifact = load_artifact(target)
     images = torch.randn(batch_size, *engine.input_shape, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder, torch_threads(count), torch.inference_mode():
-        work = Work(float_model(artifact.model), images, count, Path(folder), progress)
+    with temporary_folder() as folder, torch_threads(count), torch.inference_mode():
+        work = Work(float_model(artifact.model), images, count, folder, progress)
         calls = gathered(names, work)
         pixels = images.numpy()
         calls[NATIVE] = lambda: engine(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,12 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts 
 
 def check_writable(file: Path | None, option: str = "--json") -> None:
     """Raise `HalfbyteError` before any work where an option's file cannot be written."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+    if file is None:
+        return
+    if file.is_dir() or not file.absolute().parent.is_dir():
         raise HalfbyteError(f"{option} {file}: give a file in a folder that exists")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise HalfbyteError(f"{option} {file}: no permission there, or a read-only disk; choose another {option}")
 
 
 def write_json(file: Path | None, facts: dict[str, Any]) -> None:
@@ -28,8 +33,7 @@ def write_json(file: Path | None, facts: dict[str, Any]) -> None:
 
 def write_text(file: Path, content: bytes, option: str) -> None:
     """Write an option's file; raises `HalfbyteError` where that fails."""
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise HalfbyteError(f"cannot write {option} {file}: {error.strerror}") from None
+    from halfbyte.artifact_files import write_option
+
+    write_option(file, content, option)
     Progress().say(f"wrote {file}")

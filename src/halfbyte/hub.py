@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from halfbyte.artifact_files import (
 )
 from halfbyte.errors import HalfbyteError
 from halfbyte.hub_client import check_reachable, one_line, require_hub
+from halfbyte.locks import lock
 from halfbyte.model_card import model_card
 from halfbyte.program.load import load_program
 from halfbyte.run_files import METRICS, RECIPE, read_metrics
@@ -189,29 +189,23 @@ def _beside(out: Path) -> Iterator[Path]:
     part = out.parent / f".{out.name}.part"
     try:
         part.mkdir(parents=True, exist_ok=True)
-        held = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        # Only a folder that is one itself: what a link leads to is not ours to empty.
+        held = lock(part, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
     except OSError as error:
-        raise HalfbyteError(f"cannot write beside --out {out}: {error.strerror}") from None
+        raise HalfbyteError(f"cannot write beside --out {out}: {error.strerror}; choose another --out") from None
+    if held is None:
+        raise HalfbyteError(f"another pull into {out} is under way; wait for it")
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who had it may have renamed it a moment ago: what is held would then be a finished folder.
-            mine = part.exists() and os.path.samestat(os.fstat(held), part.lstat())
-        except BlockingIOError:
-            mine = False
-        if not mine:
-            raise HalfbyteError(f"another pull into {out} is under way; wait for it")
-        try:
-            for leftover in part.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield part
-            _check_out(out)
-            part.rename(out)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        for leftover in part.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield part
+        _check_out(out)
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     finally:
-        os.close(held)
+        held.release()
 
 
 def _quiet_client() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import FULL
 
 REACH_SECONDS = 5.0
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -54,6 +55,8 @@ def _reason(error: BaseException) -> str:
         if not isinstance(cause, (LocalEntryNotFoundError, RuntimeError)) or cause.__cause__ is None:
             break
         cause = cause.__cause__
+    if isinstance(cause, OSError) and cause.errno in FULL:
+        return f"{cause.strerror}; free some space"
     text = _first_line(cause or error)
     if any(kind.__name__ == "TransportError" for kind in type(cause).__mro__):
         return f"the hub does not answer ({text}); check the network, or --endpoint"

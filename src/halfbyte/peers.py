@@ -25,6 +25,7 @@ from halfbyte.layers.attention import AttentionAdapter
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import set_state
 from halfbyte.progress import Progress
+from halfbyte.quiet_openvino import openvino
 
 Call = Callable[[], object]
 # What each choice needs, and the extra that installs it.
@@ -168,13 +169,13 @@ def _session(file: Path, work: Work) -> Call:
 
 
 def _openvino(work: Work) -> dict[str, Call]:
-    openvino: Any = import_module("openvino")
+    tool = openvino()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        graph = openvino.convert_model(
+        graph = tool.convert_model(
             work.model, example_input=work.images.clone(), input=[tuple(work.images.shape)]
         )  # fmt: skip
     # float32, as the others: it would take bfloat16 where the processor has it.
-    compiled = openvino.Core().compile_model(
+    compiled = tool.Core().compile_model(
         graph, "CPU", {
             "INFERENCE_NUM_THREADS": work.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,

@@ -13,6 +13,7 @@ from typing import Any
 
 from halfbyte.artifact_files import MAX_JSON_BYTES, json_bytes, write_files
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import read_file
 from halfbyte.form import misfit, nullable, number, whole
 from halfbyte.report.comparison import RunFacts, compare_runs
 from halfbyte.report.run import render_run
@@ -125,10 +126,6 @@ def _read(place: Path, form: dict[str, Any], remedy: str) -> dict[str, Any]:
 
 def _read_text(place: Path, remedy: str) -> str:
     try:
-        with place.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
-        return content.decode()
+        return read_file(place, MAX_JSON_BYTES).decode()
     except (OSError, ValueError) as error:
         raise HalfbyteError(f"{place} is damaged ({error}); {remedy}") from None

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from halfbyte.artifact_files import write_files
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import read_file
+from halfbyte.locks import Lock, lock, locked_folder
 from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT, RunFiles, page_bytes, read_metrics
 from halfbyte.session import remove_state
+
+# What Windows lets no file be called, whatever follows behind a dot.
+_RESERVED = re.compile(r"\A(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?=\.|\Z)", re.IGNORECASE)
+# Of a file's name, in bytes, each of its two free parts may have so many.
+_LONGEST = 100
+
+
+def default_folder(model: str, recipe: str, widths: str) -> Path:
+    """Where a run is written that was given no `--out`: names are free text, the folder's any file system can hold."""
+    parts = (text.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore") for text in (model, recipe))
+    # Nothing that leads out of runs/, or looks like an option.
+    name = re.sub(r"[^\w.-]+", "_", "-".join((*parts, widths))).lstrip("-")
+    return Path("runs") / _RESERVED.sub(r"\1_", name)
 
 
 class Found(Enum):
@@ -32,12 +48,23 @@ class RunFolder:
         self.path = path
         self.settings = settings
         self.writes = writes
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let other processes write there."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def found(self) -> Found:
         """What is there now; raises `HalfbyteError` where the path is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise HalfbyteError(f"--out {self.path} is a file; give a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        # A run that was killed in its first moment leaves half a log beside its place.
+        if not self.path.exists() or all(entry.name == f"{LOG}.part" for entry in self.path.iterdir()):
             return Found.NOTHING
         entries = self._entries()
         if not entries:
@@ -48,9 +75,13 @@ class RunFolder:
         """Decide before any work whether the run may use the folder; nothing is written yet.
 
         Returns NOTHING for a fresh start (with `force` also over whatever is there), UNFINISHED to continue, FINISHED
-        to show the result. Raises `HalfbyteError` with the remedy otherwise.
+        to show the result. Raises `HalfbyteError` with the remedy otherwise, also where another process writes there;
+        from now on none may, until the end of a with-block over this folder.
         """
         found = self.found()
+        if force or not (resume and found is Found.FINISHED):
+            self.hold()
+            found = self.found()
         if found is Found.NOTHING or force:
             return Found.NOTHING
         if not resume:
@@ -72,12 +103,34 @@ class RunFolder:
         if not self.writes:
             return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._begin()
+                return
+            # It was not there when the run was admitted.
+            with locked_folder(self.path) as held:
+                self._lock = self._own(held)
+                if self.found() is not Found.NOTHING:
+                    raise HalfbyteError(f"another process made --out {self.path} in the meantime; choose another --out")
+                self._begin()
         except OSError as error:
-            raise HalfbyteError(f"cannot use --out {self.path}: {error.strerror}") from None
+            raise HalfbyteError(f"cannot use --out {self.path}: {error.strerror}; choose another --out") from None
+
+    def _begin(self) -> None:
         # First, or a run killed here would continue from another run's state.
         remove_state(self.path)
         write_files(self.path, {LOG: _line("start", settings=self.settings).encode()})
+
+    def hold(self) -> None:
+        """Keep other processes from writing there, where the folder is there; raises `HalfbyteError` where one does."""
+        if self.writes and self._lock is None and self.path.is_dir():
+            self._lock = self._own(lock(self.path))
+
+    def _own(self, held: Lock | None) -> Lock:
+        if held is None:
+            raise HalfbyteError(
+                f"another process writes into --out {self.path}; wait until it ends, or choose another --out"
+            )
+        return held
 
     def finish(self, recipe_yaml: str, metrics: dict[str, Any], findings: dict[str, Any]) -> None:
         """Write the results with their report, and drop the state that only a continuation needs."""
@@ -113,7 +166,7 @@ class RunFolder:
     def _entries(self) -> list[dict[str, Any]]:
         """The log's lines; none where it is no run's log."""
         try:
-            lines = (self.path / LOG).read_text("utf-8").splitlines()
+            lines = read_file(self.path / LOG).decode().splitlines()
             entries = [entry for line in lines if (entry := _entry(line)) is not None]
         except (OSError, ValueError):
             return []

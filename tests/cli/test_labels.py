@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from halfbyte.data.soft_labels import SHARD, ShardedLabels
+from halfbyte.locks import lock
 
 
 @pytest.fixture
@@ -33,6 +34,18 @@ def test_an_embedded_teacher_labels_a_few_images(halfbyte, few, tmp_path):
     halfbyte(*asked, "--top", 3).refused("holds soft labels; continue with --resume")
     halfbyte(*asked, "--top", 2, "--resume").refused("labels of another kind (top)")
     assert halfbyte(*asked, "--top", 3, "--resume").code == 0
+
+
+def test_another_process_at_work_in_the_folder_is_told(halfbyte, few, tmp_path):
+    (tmp_path / "labels").mkdir()
+    held = lock(tmp_path / "labels")
+    asked = ("labels", "--teacher", "fashion_resnet", "--data", few, "--out", tmp_path / "labels", "--crops", 1)
+    halfbyte(*asked).refused("another process writes into")
+    assert not list((tmp_path / "labels").iterdir())
+    held.release()
+    # What a process leaves that is killed while it writes the header.
+    (tmp_path / "labels" / "labels.json.part").write_text("{")
+    assert halfbyte(*asked).code == 0
 
 
 @pytest.mark.parametrize(

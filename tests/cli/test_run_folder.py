@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+
+from halfbyte.locks import lock
 
 
 def test_a_run_folder_holds_what_the_design_lists(quantize, out, read_run, contents):
@@ -50,3 +53,26 @@ def test_the_same_seed_gives_the_same_bytes(quantize, tmp_path, read_run):
     one = read_run(tmp_path / "one").artifact
     assert one == read_run(tmp_path / "two").artifact
     assert one["model.safetensors"] != (tmp_path / "other" / "model.safetensors").read_bytes()
+
+
+def test_another_process_at_work_in_the_folder_is_told_and_left_alone(quantize, out, finished_run, read_run):
+    shutil.copytree(finished_run, out)
+    held = lock(out)
+    before = read_run(out).results
+    for options in (("--force",), ("--resume", "--force"), ()):
+        quantize(*options).refused("another process writes into", str(out), "another --out")
+    assert quantize("--resume").code == 0
+    assert read_run(out).results == before
+    held.release()
+    assert quantize("--force").code == 0
+    # The run is over, and with it its hold on the folder.
+    assert lock(out) is not None
+
+
+def test_an_unfinished_run_that_is_at_work_is_not_continued_by_another(quantize, out):
+    out.mkdir()
+    held = lock(out)
+    quantize().refused("another process writes into")
+    (out / "log.jsonl").write_text('{"event": "start", "settings": {}}\n')
+    quantize("--resume").refused("another process writes into")
+    held.release()

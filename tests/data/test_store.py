@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 
 import pytest
 import torch
 
 from halfbyte.data.store import BatchStore
+from halfbyte.errors import HalfbyteError
 
 
 def batches(count: int = 6, *shape: int) -> list[torch.Tensor]:
@@ -98,3 +100,18 @@ def test_an_empty_batch_is_kept() -> None:
         store = BatchStore(limit)
         store.append(torch.zeros(0, 4))
         assert store[0].shape == (0, 4)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_a_disk_without_room_is_told_before_it_is_written() -> None:
+    """A mapped file for which there is no room would end the process."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store = BatchStore(0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(HalfbyteError, match=r"no room for temporary inputs of a block, 1 MB, .*set TMPDIR"):
+            store.append(torch.zeros(2**18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import open_file
 
 MODES = {1: "L", 3: "RGB"}
 DRAFT_SCALE = 8
@@ -51,6 +52,9 @@ def image_mode(channels: int) -> str:
 def _decode(
     source: Path | str | IO[bytes], mode: str, draft: bool, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
+    if isinstance(source, (str, Path)):
+        # Pillow would wait for a pipe's other end.
+        open_file(source).close()
     with Image.open(source, formats=formats) as image:
         if draft:
             image.draft(None, (image.width // DRAFT_SCALE, image.height // DRAFT_SCALE))

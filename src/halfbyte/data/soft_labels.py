@@ -22,6 +22,8 @@ from torch import Tensor
 from halfbyte.data.crops import SCALE, Box, Cropper, draw_box, generator_of
 from halfbyte.data.images import ImageSet
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import read_file
+from halfbyte.locks import Lock, locked_folder
 from halfbyte.progress import Progress
 
 HEADER, FORMAT, VERSION = "labels.json", "halfbyte soft labels", 1
@@ -103,7 +105,17 @@ def write_labels(
     """
     progress = progress or Progress(quiet=True)
     header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **asdict(plan), "images": len(images)}))
-    _admit(folder, header, resume)
+    held = _admit(folder, header, resume)
+    try:
+        _write_shards(images, plan, predict, folder, progress)
+    finally:
+        held.release()
+
+
+def _write_shards(
+    images: ImageSet, plan: LabelPlan, predict: Callable[[Tensor], Tensor], folder: Path, progress: Progress
+) -> None:
+    """The shards that are not there yet."""
     cropper, names = Cropper(plan.preprocessing), images.names
     shards = [range(first, min(first + SHARD, len(images))) for first in range(0, len(images), SHARD)]
     left = [(number, row) for number, rows in enumerate(shards) if not _shard(folder, number).exists() for row in rows]
@@ -162,32 +174,45 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / f"labels-{number:05d}.safetensors"
 
 
-def _admit(folder: Path, header: dict[str, Any], resume: bool) -> None:
-    """Make the folder with its header, or find the same labels begun there; raises `HalfbyteError` otherwise."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not folder.is_dir() or not (folder / HEADER).is_file():
-            raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
-        if not resume:
-            raise HalfbyteError(f"--out {folder} holds soft labels; continue with --resume, or choose another folder")
-        found = _header(folder)
-        changed = sorted(key for key in header.keys() | found.keys() if header.get(key) != found.get(key))
-        if changed:
-            raise HalfbyteError(
-                f"--out {folder} holds labels of another kind ({', '.join(changed)}); resume with the same"
-            )
-        return
+def _admit(folder: Path, header: dict[str, Any], resume: bool) -> Lock:
+    """Make the folder with its header, or find the same labels begun there, and keep others from writing there; raises
+    `HalfbyteError` otherwise."""
+    if folder.exists() and not folder.is_dir():
+        raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
+    part = folder / f"{HEADER}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{HEADER}.part"
-        part.write_text(json.dumps(header, indent=1) + "\n")
-        os.replace(part, folder / HEADER)
+        with locked_folder(folder) as held:
+            if held is None:
+                raise HalfbyteError(f"another process writes into --out {folder}; wait until it ends")
+            # One that was killed in its first moment leaves half a header.
+            if all(entry == part for entry in folder.iterdir()):
+                _write_header(header, part, folder / HEADER)
+                return held
     except OSError as error:
-        raise HalfbyteError(f"cannot write to --out {folder}: {error.strerror}") from None
+        raise HalfbyteError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from None
+    if not (folder / HEADER).is_file():
+        raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
+    if not resume:
+        raise HalfbyteError(f"--out {folder} holds soft labels; continue with --resume, or choose another folder")
+    found = _header(folder)
+    changed = sorted(key for key in header.keys() | found.keys() if header.get(key) != found.get(key))
+    if changed:
+        raise HalfbyteError(f"--out {folder} holds labels of another kind ({', '.join(changed)}); resume with the same")
+    return held
+
+
+def _write_header(header: dict[str, Any], part: Path, place: Path) -> None:
+    try:
+        part.write_text(json.dumps(header, indent=1) + "\n")
+        os.replace(part, place)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _header(folder: Path) -> dict[str, Any]:
     try:
-        header = json.loads((folder / HEADER).read_text("utf-8"))
+        header = json.loads(read_file(folder / HEADER).decode())
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise ValueError(f"version {header['version']} of {header['format']}, not {VERSION} of {FORMAT}")
         if not all(isinstance(header[key], int) and header[key] > 0 for key in ("images", "classes", "crops", "top")):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import torch
 from torch import Tensor
+
+from halfbyte.files import FULL, no_room
 
 # More than this many bytes of one list are kept on disk.
 IN_MEMORY = 2**29
@@ -43,5 +46,17 @@ class BatchStore:
         if self.bytes <= self.limit:
             return batch.detach().float().clone()
         with tempfile.NamedTemporaryFile(prefix="halfbyte-") as file:
+            _allocate(file.fileno(), batch.numel() * 4)
             place = torch.from_file(file.name, shared=True, size=batch.numel(), dtype=torch.float32)
         return place.view(batch.shape).copy_(batch.detach())
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take the room at once: a disk that is full when a mapped file is written kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in FULL:
+                return  # a file system that cannot tell beforehand
+            raise no_room(f"inputs of a block, {size / 2**20:.0f} MB,", error) from None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
-import openvino
+
+from halfbyte.files import temporary_folder
+from halfbyte.quiet_openvino import openvino
 
 
 def to_openvino(model: onnx.ModelProto) -> dict[str, bytes]:
-    """The two files of the intermediate representation by ending: `.xml`, the graph, and `.bin`, its constants."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.onnx", Path(folder) / "model.xml"
+    """The two files of the intermediate representation by ending: `.bin`, its constants, and `.xml`, the graph."""
+    with temporary_folder() as folder:
+        source, target = folder / "model.onnx", folder / "model.xml"
         source.write_bytes(model.SerializeToString(deterministic=True))
         # Scales must stay as they are: half precision would move codes.
-        openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=False)
-        return {ending: target.with_suffix(ending).read_bytes() for ending in (".xml", ".bin")}
+        tool = openvino()
+        tool.save_model(tool.convert_model(source), target, compress_to_fp16=False)
+        return {ending: target.with_suffix(ending).read_bytes() for ending in (".bin", ".xml")}

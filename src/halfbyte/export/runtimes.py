@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import onnx
 
+from halfbyte.files import temporary_folder
 from halfbyte.program.ops import Array
+from halfbyte.quiet_openvino import openvino
 
 _INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "QGemm"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "NhwcFusedConv", "MatMulNBits"}
@@ -46,8 +47,8 @@ def run_onnxruntime(content: bytes, images: Array) -> dict[str, Array]:
 
 def place_onnxruntime(content: bytes) -> Placement:
     """By the graph that ONNX Runtime makes of the model."""
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        saved = folder / "optimized.onnx"
         _onnxruntime_session(content, saved)
         nodes = onnx.load(str(saved)).graph.node
     found = Placement()
@@ -59,9 +60,7 @@ def place_onnxruntime(content: bytes) -> Placement:
 
 
 def _compiled(content: bytes) -> Any:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino().Core()
     # Without the hint processors that can would compute the rest in bfloat16.
     precise = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     return core.compile_model(core.read_model(content), "CPU", precise)

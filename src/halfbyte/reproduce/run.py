@@ -40,19 +40,23 @@ def reproduce(request: Request, progress: Progress | None = None) -> dict[str, A
             rows = chosen_rows(tables, request.rows)
             planner = Planner(request, rows)
             folder = _folder(request, processes)
-            fresh = folder.admit(request.resume, request.force) is Found.NOTHING
-        with processes.agreed():
-            if fresh:
-                _begin(folder, rows)
-        entries = [_entry(row, request.seed) for row in rows]
-        titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
-        facts = {"schema": 1, "tables": titles, "rows": entries}
-        for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
-            progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
-            entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
-            _write(facts, folder)
-    folder.log("finished")
-    return facts
+        with folder:
+            with processes.agreed():
+                fresh = folder.admit(request.resume, request.force) is Found.NOTHING
+                # Also where all was finished: what was skipped is tried again.
+                folder.hold()
+            with processes.agreed():
+                if fresh:
+                    _begin(folder, rows)
+            entries = [_entry(row, request.seed) for row in rows]
+            titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
+            facts = {"schema": 1, "tables": titles, "rows": entries}
+            for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
+                progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
+                entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
+                _write(facts, folder)
+            folder.log("finished")
+            return facts
 
 
 def _folder(request: Request, processes: World) -> RunFolder:
