@@ -72,6 +72,7 @@ def test_from_python(monkeypatch, hub, run, tmp_path) -> None:
     assert pulled == {"repository": NAME, "revision": facts["revision"], "files": facts["files"]}
 
 
+@pytest.mark.slow  # three processes, and a hub that is tried again
 def test_loading_by_a_name_as_timm_has_it(pushed, environment, run) -> None:
     """Also a second time with the hub out of reach."""
     program = (
