@@ -120,6 +120,8 @@ def test_a_missing_package_has_its_remedy(halfbyte, folder, monkeypatch, to, pac
         importlib.util, "find_spec", lambda name, *rest: None if name == package else plain(name, *rest)
     )
     halfbyte("export", folder, "--to", to).refused(f"needs {package}", f"pip install 'halfbyte[{package}]'")
+    if to == "onnx":
+        halfbyte("eval", folder, "--engine", to).refused(f"--engine onnx needs {package}", "pip install 'halfbyte[onnx]'")
 
 
 def test_a_folder_that_is_no_artifact(halfbyte, tmp_path):  # noqa: F811

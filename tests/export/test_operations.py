@@ -14,7 +14,7 @@ from halfbyte.export import floats, places
 from halfbyte.export.onnx import OnnxForm, to_onnx
 from halfbyte.export.probe import probe
 from halfbyte.export.products import SAFE_WEIGHT, pack
-from halfbyte.export.runtimes import run_onnxruntime
+from halfbyte.export.runtimes import RUNTIMES
 from halfbyte.program.interpret import compute, run
 from halfbyte.program.kinds import KINDS
 from halfbyte.program.ops import INPUT, Op, Program, at_batch
@@ -60,7 +60,7 @@ def check_alike(program: Program, form: OnnxForm | None = None, tolerance: float
     for count in (1, 3):
         images = np.random.default_rng(count).standard_normal((count, *SHAPE)).astype(np.float32)
         wanted = run(program, images)
-        found = run_onnxruntime(to_onnx(program, form).model.SerializeToString(), images)["logits"]
+        found = RUNTIMES[0].run(to_onnx(program, form).model.SerializeToString(), images)["logits"]
         assert found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
@@ -130,7 +130,7 @@ def test_codes_for_all_sorts_of_numbers(kind, attributes, opset):
     images = np.concatenate([np.where(np.isnan(bits), np.float32(1), bits), halves, halves / 16])
     images.reshape(-1)[: len(special)] = special
     with np.errstate(all="ignore"):
-        found = probe(to_onnx(program, OnnxForm(opset)), program, images, run_onnxruntime)
+        found = probe(to_onnx(program, OnnxForm(opset)), images, RUNTIMES[0].run)
     assert found.codes == images.size
     assert found.different == 0
 
