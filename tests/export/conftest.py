@@ -100,12 +100,18 @@ def interpreted(program, pictures) -> Callable[[Case], Array]:
 Logits = dict[str, Array]
 
 
-def run_outside(images: Array, models: dict[str, Path], folder: Path) -> Logits:
-    """What outside.py finds for models by name, in a process of its own that puts its files into `folder`."""
+def run_outside(images: Array, models: dict[str, Path], folder: Path, timeout: float = 900) -> Logits:
+    """What outside.py finds for models by name, in a process of its own that puts its files into `folder` and takes at
+    most `timeout` seconds.
+
+    Runtimes warn on stderr of what they do not like in a file, such as constants that nothing reads: not a word is let
+    pass.
+    """
     np.save(folder / "images.npy", images)
     command = [sys.executable, str(Path(__file__).parent / "outside.py"), str(folder / "images.npy")]
     command += [str(folder / "logits.npz"), *(f"{name}={path}" for name, path in models.items())]
-    subprocess.run(command, check=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert (done.returncode, done.stderr) == (0, "")
     with np.load(folder / "logits.npz") as found:
         return dict(found)
 

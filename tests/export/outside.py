@@ -6,14 +6,11 @@ Writes the logits of ONNX Runtime as `onnxruntime NAME`, of OpenVINO as `openvin
 and the first three as `onnxruntime 1 NAME`, `onnxruntime 3 NAME` and so on.
 """
 
-
-
 import sys
 
 import numpy as np
 import onnxruntime
 import openvino
-
 
 BATCH = 50
 
@@ -21,7 +18,7 @@ BATCH = 50
 def onnxruntime_model(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 2
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["logits"], {"input": images})[0]
 

@@ -37,6 +37,13 @@ def test_any_number_of_images(outside, case, engine):
         assert (few.argmax(1) == whole[:count].argmax(1)).all()
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_every_constant_is_read(program, case):
+    graph = to_onnx(program(case), case.form).model.graph
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read
+
+
 def test_openvinos_own_form(outside, interpreted):
     wanted = interpreted(Case("fashion_vit", "repq", 8)).argmax(1)
     assert (outside(None)["openvino converted"].argmax(1) == wanted).mean() >= 0.99
@@ -69,7 +76,7 @@ def test_convolutions_run_as_integers_with_the_quantizer_behind_them(program, pi
     case = Case("fashion_resnet", "repq", 4, OnnxForm(convolutions="fused"))
     entry = verify(to_onnx(program(case), case.form), program(case), pictures[0][:4], Progress(quiet=True))[0]
     sites = {op.output for op in program(case).ops if op.kind in ("linear", "conv")}
-    integer, in_float = (sum(entry[kind].values(), []) for kind in ("integer", "float"))
+    integer, in_float = ([name for names in entry[kind].values() for name in names] for kind in ("integer", "float"))
     # What a residual is added to before it is quantized stays in float.
     assert entry["integer"]["QLinearConv"] == ["conv1", "maxpool.0", *(f"layer{n}.0.conv1" for n in range(1, 5))]
     assert len(integer) + len(in_float) == len(sites)
@@ -81,5 +88,5 @@ def test_products_go_by_the_names_of_their_sites_in_every_runtime(program, pictu
     case = Case("fashion_vit", "repq", 4)
     products = [op.output for op in program(case).ops if op.kind in ("linear", "conv", "matmul")]
     for entry in verify(to_onnx(program(case)), program(case), pictures[0][:4], Progress(quiet=True)):
-        named = sum([*entry["integer"].values(), *entry["float"].values()], [])
+        named = [name for kind in ("integer", "float") for names in entry[kind].values() for name in names]
         assert sorted(named) == sorted(products), entry["engine"]

@@ -125,8 +125,9 @@ def quantize_log(graph: Graph, op: Op) -> Grid:
     code: str | None = None
     while step:
         # The threshold that decides whether the code is at least `step` more than is known so far.
-        bound = graph.scalar(table[step - 1], owner)
-        if code is not None:
+        if code is None:
+            bound = graph.scalar(table[step - 1], owner)
+        else:
             bound = graph.inner("Gather", [graph.constant(table[step - 1 :], owner), code], owner, axis=0)
         above = graph.inner("LessOrEqual", [x, bound], owner)
         more = graph.inner("Cast", [above], owner, to=TensorProto.INT32)
