@@ -53,11 +53,12 @@ def test_an_affine_behind_a_convolution(bits, bias):
 
 
 def test_an_affine_behind_a_linear_layer():
-    tensors = {**weights((8, 6), 4, 5), "factors": FACTORS, "shifts": SHIFTS}
+    parts = weights((8, 6), 4, 5)
+    tensors, roles = {**parts, "factors": FACTORS, "shifts": SHIFTS}, {role: role for role in parts}
     ops = [
         Op("reshape", (INPUT,), "x", {"shape": [BATCH, 24, 6]}),
         Op("quantize", ("x",), "codes", quantizer(zero=(7,))[1]),
-        Op("linear", ("codes",), "sums", {"bits": 4, "input": {"zero": [7]}}, {role: role for role in weights((8, 6), 4, 5)}),
+        Op("linear", ("codes",), "sums", {"bits": 4, "input": {"zero": [7]}}, roles),
         affine("sums", "y", 2),
     ]  # fmt: skip
     program = program_of(ops, tensors, "y", 24 * 8)
@@ -69,7 +70,8 @@ def test_an_affine_behind_a_linear_layer():
 
 def test_what_others_read_too_stays():
     twice = convolution(4, True, affine("sums", "scaled"), Op("add", ("scaled", "sums"), "y"), last="y")
-    along_rows = convolution(4, True, Op("affine", ("sums",), "y", {"axis": 2}, {"scale": "six", "shift": "six"}), last="y")
+    other = Op("affine", ("sums",), "y", {"axis": 2}, {"scale": "six", "shift": "six"})
+    along_rows = convolution(4, True, other, last="y")
     along_rows.tensors["six"] = np.linspace(1, 2, 6, dtype=np.float32)
     for program in (twice, along_rows):
         assert fold_affine(program).ops == program.ops

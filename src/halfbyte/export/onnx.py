@@ -16,7 +16,7 @@ from halfbyte.export import codes, floats, places, products
 from halfbyte.export.fold import fold_affine
 from halfbyte.export.graph import Graph, Sizes
 from halfbyte.program.check import check, value_shapes
-from halfbyte.program.ops import INPUT, Array, Op, Program
+from halfbyte.program.ops import INPUT, Array, Op, Program, readers
 
 _Writer = Callable[[Graph, Op, dict[str, Array]], None]
 LARGEST_FILE = 2**31
@@ -66,7 +66,8 @@ def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any
         raise HalfbyteError(f"an ONNX form has gelu exact or erf, and convolutions {', '.join(CONVOLUTIONS)}")
     check(program)
     program = fold_affine(program)
-    graph = Graph(form.opset, program.output, _sizes(program), form.convolutions)
+    shared = frozenset(name for name, ops in readers(program).items() if len(ops) > 1)
+    graph = Graph(form.opset, program.output, _sizes(program), form.convolutions, shared)
     grids: dict[str, codes.Grid] = {}
     for op in program.ops:
         _write(graph, op, {role: program.tensors[name] for role, name in op.tensors.items()}, grids, form)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from halfbyte.export.onnx import Written
 from halfbyte.program import integers
@@ -62,6 +62,7 @@ def _probed(written: Written) -> tuple[onnx.ModelProto, dict[str, str]]:
     model = onnx.ModelProto()
     model.CopyFrom(written.model)
     inside = _inside(written)
+    convolutions = {op.output for op in written.program.ops if op.kind == "conv"}
     made = {name for node in model.graph.node for name in node.output}
     given = {value.name for value in model.graph.output}
     shown: dict[str, str] = {}
@@ -77,12 +78,23 @@ def _probed(written: Written) -> tuple[onnx.ModelProto, dict[str, str]]:
                 # 4-bit values do not leave a runtime as such.
                 own = f"{own}/probe"
                 model.graph.node.append(helper.make_node("Cast", [written.names[name]], [own], to=_BYTES))
+            elif name in convolutions:
+                _guard(model.graph, own)
             shown[name] = own
             if own not in given:
                 given.add(own)
                 info = helper.make_tensor_value_info(own, _FLOAT if grid is None else _BYTES, None)
                 model.graph.output.append(info)
     return model, shown
+
+
+def _guard(graph: onnx.GraphProto, name: str) -> None:
+    """Put behind a convolution what products.py has where several read it: whoever looks at it is a further reader."""
+    place, node = next((place, node) for place, node in enumerate(graph.node) if name in node.output)
+    lowest, raw = f"{name}/probe/lowest", f"{name}/probe/raw"
+    node.output[0] = raw
+    graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), lowest))
+    graph.node.insert(place + 1, helper.make_node("Max", [raw, lowest], [name]))
 
 
 def _found(written: Written, known: dict[str, Array], inside: set[str]) -> Iterator[tuple[Op, Array]]:
@@ -108,17 +120,20 @@ def _found(written: Written, known: dict[str, Array], inside: set[str]) -> Itera
 
 
 def _inside(written: Written) -> set[str]:
-    """Values between a convolution and the one quantizer behind it, where both are written to be one kernel."""
+    """Values between a product and the one quantizer behind it, where both may become one kernel: behind convolutions
+    written so, and linear layers without a bias."""
     program, found = written.program, set[str]()
-    if written.form.convolutions != "fused":
-        return found
     read_by = readers(program)
     for op in program.ops:
+        if not (op.kind == "conv" and written.form.convolutions == "fused") and not (
+            op.kind == "linear" and "bias" not in op.tensors
+        ):
+            continue
         chain, behind = [op.output], read_by.get(op.output, [])
         while [one.kind for one in behind] in (["relu"], ["clip"]):
             chain.append(behind[0].output)
             behind = read_by.get(behind[0].output, [])
-        if op.kind == "conv" and [one.kind for one in behind] == ["quantize"]:
+        if [one.kind for one in behind] == ["quantize"]:
             found.update(chain)
     return found
 
