@@ -67,9 +67,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
         raise HalfbyteError("--verify runs exported models; scales for torchao are none, leave it out")
 
 
-def export_artifact(
-    folder: Path, options: ExportOptions, images: Callable[[], Array], progress: Progress
-) -> Exported:
+def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], Array], progress: Progress) -> Exported:
     """Write the model of an artifact's folder for another runtime.
 
     `images` gives the preprocessed images `[B, C, H, W]` to verify with. Raises `HalfbyteError` for options that do not
@@ -79,10 +77,17 @@ def export_artifact(
     program = load_program(folder)
     facts = _facts(folder)
     if options.to == "torchao":
+        from halfbyte.export.plain import plain_state
         from halfbyte.export.torchao import to_torchao
 
-        contents = {".safetensors": to_torchao(program, facts)}
-        return _write(options, contents, Exported(_places(options)))
+        state = plain_state(folder)
+        exported = Exported(_places(options))
+        if state is None:
+            exported.warnings.append(
+                "the recipe made another model of the architecture, so the file has the linear layers alone; for the "
+                "whole model quantize by a recipe without rotations and compensation, such as repq"
+            )
+        return _write(options, {".safetensors": to_torchao(program, facts, state)}, exported)
     from halfbyte.export.onnx import OnnxForm, to_onnx, unsafe_sites
 
     written = to_onnx(program, OnnxForm(options.opset, options.gelu, options.convolutions), facts)
