@@ -170,8 +170,7 @@ def _print_engine(entry: dict[str, Any], console: Console) -> None:
         + (f", fewest at {entry['worst_codes']}" if entry["codes"] < 100 else "")
         + f", products differ by at most {entry['product_error']:.1e} of their largest value",
     ]
-    for title in ("integer", "float"):
-        lines.append(f"products in {title}: {_sites_by_kind(entry[title])}")
+    lines += [f"products in {title}: {_sites_by_kind(entry[title])}" for title in ("integer", "float")]
     console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
 
 
