@@ -188,7 +188,7 @@ def export(
     val: Path | None = None,
     opset: int = 17,
     gelu: str = "exact",
-    convolutions: str | None = None,
+    convolutions: str = "qdq",
     progress: Progress | None = None,
 ) -> Exported:
     """Write an artifact for another runtime: `to` onnx, openvino or torchao (scales of linear layers), into file `out`.
@@ -203,7 +203,7 @@ def export(
     # Without a name of its own the scales would take that of the artifact's tensors.
     place = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
     options = ExportOptions(to, place, verify, force, opset, gelu, convolutions)
-    return export_artifact(folder, options, lambda: verification_images(folder, val, progress))
+    return export_artifact(folder, options, lambda: verification_images(folder, val, progress), progress)
 
 
 def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:

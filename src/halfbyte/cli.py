@@ -142,7 +142,7 @@ def evaluate(
     limit: Limit = None,
     workers: Workers = 2,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help="What runs the model: torch or interpreter.")] = "torch",
+    engine: Annotated[str, typer.Option(help="What runs the model: torch, native, interpreter or onnx.")] = "torch",
     json_file: Json = None,
 ) -> None:
     """Measure the accuracy of an artifact or of a float model; under torchrun the images are shared out."""
@@ -198,9 +198,8 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21; at 21 few bits become INT4 and UINT4.")] = 17,
     gelu: Annotated[str, typer.Option(help="exact, or erf: faster in most runtimes, not to the bit.")] = "exact",
     convolutions: Annotated[
-        str | None,
-        typer.Option(help="qdq, or integer: sums exact everywhere, slower.", show_default="qdq, to OpenVINO integer"),
-    ] = None,
+        str, typer.Option(help="qdq; fused: integer kernels in ONNX Runtime; integer: exact everywhere, slow.")
+    ] = "qdq",
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     json_file: Json = None,
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.errors import HalfbyteError, check_installed, did_you_mean
 from halfbyte.program.interpret import Interpreter
 from halfbyte.program.load import load_program
 from halfbyte.runtime import Engine
@@ -28,8 +28,20 @@ def _native(folder: Path) -> Run:
     return lambda images: torch.from_numpy(engine(images.numpy()))
 
 
-# How each engine but torch itself begins with an artifact's folder.
-ENGINES: dict[str, Callable[[Path], Run]] = {"interpreter": _interpreter, "native": _native}
+def _onnx(folder: Path) -> Run:
+    # What needs the extra is imported when it is known to be there.
+    from halfbyte.export.graph import LOGITS
+    from halfbyte.export.onnx import to_onnx
+    from halfbyte.export.runtimes import load_onnxruntime
+
+    model = load_onnxruntime(to_onnx(load_program(folder)).model.SerializeToString(), threads=0)
+    return lambda images: torch.from_numpy(model(images.numpy())[LOGITS])
+
+
+# How each engine but torch itself begins with an artifact's folder; "onnx" is what is exported, in ONNX Runtime.
+ENGINES: dict[str, Callable[[Path], Run]] = {"interpreter": _interpreter, "native": _native, "onnx": _onnx}
+# The packages and the extra of ours that engines need.
+_NEEDS = {"onnx": (("onnx", "onnxruntime"), "onnx")}
 
 
 def check_engine(engine: str, target: str, device: str) -> None:
@@ -43,6 +55,8 @@ def check_engine(engine: str, target: str, device: str) -> None:
         raise HalfbyteError(f"--engine {engine} runs artifacts; {target} is none, so evaluate it with --engine torch")
     if device not in ("auto", "cpu"):
         raise HalfbyteError(f"--engine {engine} runs on the CPU; leave --device {device} out")
+    if engine in _NEEDS:
+        check_installed(f"--engine {engine}", *_NEEDS[engine])
 
 
 def start_engine(engine: str, folder: Path) -> Run:

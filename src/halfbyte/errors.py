@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -45,3 +46,10 @@ def outside_reason(error: Exception) -> str | None:
     if "DataLoader worker" in text:
         return f"a process that reads images died ({text.split('. ')[0]}); give --workers 0"
     return None
+
+
+def check_installed(asked: str, packages: Iterable[str], extra: str) -> None:
+    """Raise `HalfbyteError` unless all `packages`, which our `extra` installs, are there for what was `asked` for."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise HalfbyteError(f"{asked} needs {' and '.join(missing)}; pip install 'halfbyte[{extra}]'")

@@ -6,13 +6,13 @@ A peer is a call without arguments that runs one fixed batch; what it returns is
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.errors import HalfbyteError, check_installed, did_you_mean
 from halfbyte.layers.attention import AttentionAdapter
 from halfbyte.layers.site import WeightedSite
 from halfbyte.prepare import set_state
@@ -59,19 +59,13 @@ def chosen(against: str | None) -> tuple[str, ...]:
     Raises `HalfbyteError` for a name that is unknown, and for a package that is not installed.
     """
     if against is None:
-        return tuple(name for name in PACKAGES if not _missing(name))
+        return tuple(name for name, (packages, _) in PACKAGES.items() if all(map(importlib.util.find_spec, packages)))
     names = tuple(dict.fromkeys(part.strip() for part in against.split(",")))
     for name in names:
         if name not in PACKAGES:
             raise HalfbyteError(f"--against {name!r} is not available{did_you_mean(name, PACKAGES)}")
-        if missing := _missing(name):
-            extra = PACKAGES[name][1]
-            raise HalfbyteError(f"--against {name} needs {' and '.join(missing)}; pip install 'halfbyte[{extra}]'")
+        check_installed(f"--against {name}", *PACKAGES[name])
     return names
-
-
-def _missing(name: str) -> list[str]:
-    return [package for package in PACKAGES[name][0] if find_spec(package) is None]
 
 
 def float_model(model: nn.Module) -> nn.Module:

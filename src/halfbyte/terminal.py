@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from halfbyte.report.wording import bit_widths
 
 # Of a list of names.
-_SHOWN = 4
+_SHOWN = 8
 
 
 def open_console() -> Console:
@@ -169,19 +170,22 @@ def _print_engine(entry: dict[str, Any], console: Console) -> None:
         + (f", fewest at {entry['worst_codes']}" if entry["codes"] < 100 else "")
         + f", products differ by at most {entry['product_error']:.1e} of their largest value",
     ]
-    for title in ("integer", "float"):
-        kinds = entry[title]
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in sorted(kinds.items())) or "none"
-        lines.append(f"products in {title}: {counts}")
-        few = [name for names in kinds.values() for name in names]
-        if title == "float" and few:
-            lines[-1] += f" ({_some(few)})"
+    lines += [f"products in {title}: {_sites_by_kind(entry[title])}" for title in ("integer", "float")]
     console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
 
 
 def _some(names: list[str]) -> str:
     """The first names of a list, and how many more it has."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _sites_by_kind(kinds: dict[str, list[str]]) -> str:
+    """How many of each kind, and which: those of all blocks once, `*` for a block's number."""
+    parts = []
+    for kind, names in sorted(kinds.items()):
+        alike = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+        parts.append(f"{len(names)} {kind} ({_some(alike)})")
+    return "; ".join(parts) or "none"
 
 
 def _share(percent: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import timm
 import torch
 from tests.cli.conftest import Command
 
-from halfbyte import api, peers
+from halfbyte import api
 from halfbyte.artifact import load_artifact
 from halfbyte.bench import bench, interleaved
 from halfbyte.errors import HalfbyteError
@@ -132,7 +133,7 @@ def test_every_engine_has_its_turn_in_every_round() -> None:
 def test_peers_that_cannot_be(monkeypatch) -> None:
     with pytest.raises(HalfbyteError, match="--against 'onnx' is not available; did you mean onnxruntime"):
         chosen("torch,onnx")
-    monkeypatch.setattr(peers, "find_spec", lambda package: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     assert chosen(None) == ("torch",)
     with pytest.raises(HalfbyteError, match=r"needs openvino; pip install 'halfbyte\[openvino\]'"):
         chosen("openvino")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from tests.export.following import follow
 from tests.program.conftest import TIMM, images_of, random_model
 
 from halfbyte.export.onnx import OnnxForm, to_onnx
 from halfbyte.export.probe import probe
-from halfbyte.export.runtimes import RUNTIMES, run_onnxruntime
-from halfbyte.program.interpret import run
+from halfbyte.export.runtimes import RUNTIMES
 from halfbyte.program.lower import lower
+
+FORMS = (OnnxForm(), OnnxForm(opset=21), OnnxForm(convolutions="integer"))
 
 
 @pytest.mark.slow
@@ -17,11 +19,25 @@ from halfbyte.program.lower import lower
 def test_each_operation_of_a_timm_model(name):
     program = lower(*random_model(name))
     images = images_of(program.input_shape, 2).numpy()
-    for form in (OnnxForm(), OnnxForm(opset=21, convolutions="integer")):
+    for form in FORMS:
         written = to_onnx(program, form)
-        # OpenVINO 2026.4 loses scales of convolutions as QDQ, see docs/export.md.
-        for runtime in RUNTIMES if form.convolutions == "integer" else RUNTIMES[:1]:
-            found = probe(written, program, images, runtime.run)
+        for runtime in RUNTIMES:
+            found = probe(written, images, runtime.run)
             assert found.different <= (0 if runtime.package == "onnxruntime" else found.codes * 1e-4), found
             assert found.product_error < 2e-6, found
-        assert run_onnxruntime(written.model.SerializeToString(), images)["logits"].shape == run(program, images).shape
+            assert runtime.run(written.model.SerializeToString(), images)["logits"].shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_codes_of_whole_models(name, form):
+    """Only codes are looked at, so that runtimes compute what is between them in their own way: OpenVINO lost the scale
+    of convolutions that a quantizer and an addition read."""
+    program = lower(*random_model(name))
+    written, images = to_onnx(program, form), images_of(program.input_shape, 2).numpy()
+    for runtime in RUNTIMES:
+        codes = follow(written, images, runtime.run)
+        # Where norms and the sums of pools are the runtime's own, values between two codes fall on the other side.
+        assert len(codes.distances) <= codes.compared * 1e-4, runtime.package
+        assert max(codes.distances, default=0) < 1e-4, runtime.package

@@ -113,13 +113,18 @@ def test_what_cannot_be_done_is_said_in_one_line(halfbyte, folder, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("to", "package"), [("onnx", "onnx"), ("openvino", "openvino")])
-def test_a_missing_package_has_its_remedy(halfbyte, folder, monkeypatch, to, package):  # noqa: F811
+@pytest.mark.parametrize(
+    ("verb", "asked", "package"),
+    [("export", "--to onnx", "onnx"), ("export", "--to openvino", "openvino"),
+     ("eval", "--engine onnx", "onnx"), ("eval", "--engine onnx", "onnxruntime")],
+)  # fmt: skip
+def test_a_missing_package_has_its_remedy(halfbyte, folder, monkeypatch, verb, asked, package):  # noqa: F811
     plain = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == package else plain(name, *rest)
     )
-    halfbyte("export", folder, "--to", to).refused(f"needs {package}", f"pip install 'halfbyte[{package}]'")
+    extra = package.removesuffix("runtime")
+    halfbyte(verb, folder, *asked.split()).refused(f"{asked} needs {package}", f"pip install 'halfbyte[{extra}]'")
 
 
 def test_a_folder_that_is_no_artifact(halfbyte, tmp_path):  # noqa: F811

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from halfbyte.export import floats, places
 from halfbyte.export.onnx import OnnxForm, to_onnx
 from halfbyte.export.probe import probe
 from halfbyte.export.products import SAFE_WEIGHT, pack
-from halfbyte.export.runtimes import run_onnxruntime
+from halfbyte.export.runtimes import RUNTIMES, Runtime
 from halfbyte.program.interpret import compute, run
 from halfbyte.program.kinds import KINDS
 from halfbyte.program.ops import INPUT, Op, Program, at_batch
@@ -56,11 +58,13 @@ def program_of(ops: list[Op], tensors: dict[str, Any], last: str, elements: Any)
     return Program((*ops, tail), tensors, SHAPE, "flat")
 
 
-def check_alike(program: Program, form: OnnxForm | None = None, tolerance: float = 1e-6) -> None:
-    for count in (1, 3):
+def check_alike(
+    program: Program, form: OnnxForm | None = None, tolerance: float = 1e-6, runtimes: Sequence[Runtime] = RUNTIMES[:1]
+) -> None:
+    for count, runtime in itertools.product((1, 3), runtimes):
         images = np.random.default_rng(count).standard_normal((count, *SHAPE)).astype(np.float32)
         wanted = run(program, images)
-        found = run_onnxruntime(to_onnx(program, form).model.SerializeToString(), images)["logits"]
+        found = runtime.run(to_onnx(program, form).model.SerializeToString(), images)["logits"]
         assert found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
@@ -130,9 +134,30 @@ def test_codes_for_all_sorts_of_numbers(kind, attributes, opset):
     images = np.concatenate([np.where(np.isnan(bits), np.float32(1), bits), halves, halves / 16])
     images.reshape(-1)[: len(special)] = special
     with np.errstate(all="ignore"):
-        found = probe(to_onnx(program, OnnxForm(opset)), program, images, run_onnxruntime)
+        found = probe(to_onnx(program, OnnxForm(opset)), images, RUNTIMES[0].run)
     assert found.codes == images.size
     assert found.different == 0
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [("concat", {"axis": 1}), ("relu", {}), ("add", {"scalar": 0.25}), ("roll", {"shifts": [1], "axes": [1]})],
+)
+def test_what_runtimes_move_past_quantizers(kind, attributes, opset):
+    """ONNX Runtime leaves a Relu before codes of 4 bits out, OpenVINO joins such codes wrongly: neither may come to."""
+    tensors = weights((6, 6), 4, 5)
+    ops = [
+        Op("reshape", (INPUT,), "x", {"shape": [BATCH, 24, 6]}),
+        Op("slice", ("x",), "first", {"axis": 1, "start": 0, "stop": 1, "step": 1}),
+        Op("slice", ("x",), "others", {"axis": 1, "start": 1, "stop": 24, "step": 1}),
+        Op("sigmoid", ("others",), "changed", {}),
+        Op("concat", ("first", "changed"), "joined", {"axis": 1}),
+        Op(kind, ("joined", "joined") if kind == "concat" else ("joined",), "moved", attributes),
+        Op("quantize", ("moved",), "codes", quantizer(zero=(7,))[1]),
+        Op("linear", ("codes",), "y", {"bits": 4, "input": {"zero": [7]}}, {role: role for role in tensors}),
+    ]
+    check_alike(program_of(ops, tensors, "y", 144 * (2 if kind == "concat" else 1)), OnnxForm(opset), 1e-5, RUNTIMES)
 
 
 GRIDS = [[7], [0], [255], [300], [-3], [3, 5, 0, 9], [0, 300, 1, 2]]

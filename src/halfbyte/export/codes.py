@@ -54,10 +54,11 @@ def _per_tensor(graph: Graph, x: str, name: str, attributes: Mapping[str, Any]) 
     scale, zero, last = attributes["scale"][0], attributes["zero"][0], attributes["last"]
     factor = graph.scalar(scale, name)
     if graph.opset >= 21 and last < _SMALL_CODES and zero < _SMALL_CODES:
-        if last < _SMALL_CODES - 1:
-            # No runtime clips 4-bit codes, so the value is clipped: (last - zero) * scale rounds to the code `last`.
-            high = float(np.float32(last - zero) * np.float32(scale))
-            x = graph.inner("Min", [x, graph.scalar(high, name)], name)
+        # No runtime clips 4-bit codes, so the value is clipped: (last - zero) * scale rounds to the code `last`. Also
+        # where that is the last of 4 bits: of what stands right before a quantizer to 4 bits ONNX Runtime 1.31 leaves
+        # a Relu out, and OpenVINO 2026.4 joins the parts of a Concat wrongly.
+        high = float(np.float32(last - zero) * np.float32(scale))
+        x = graph.inner("Min", [x, graph.scalar(high, name)], name)
         place = graph.constant(np.array(zero, np.int8), name, TensorProto.UINT4)
         graph.node("QuantizeLinear", [x, factor, place], name)
         return Grid(scale, zero, small=True)
@@ -125,8 +126,9 @@ def quantize_log(graph: Graph, op: Op) -> Grid:
     code: str | None = None
     while step:
         # The threshold that decides whether the code is at least `step` more than is known so far.
-        bound = graph.scalar(table[step - 1], owner)
-        if code is not None:
+        if code is None:
+            bound = graph.scalar(table[step - 1], owner)
+        else:
             bound = graph.inner("Gather", [graph.constant(table[step - 1 :], owner), code], owner, axis=0)
         above = graph.inner("LessOrEqual", [x, bound], owner)
         more = graph.inner("Cast", [above], owner, to=TensorProto.INT32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, read_facts, write_files
-from halfbyte.errors import HalfbyteError, did_you_mean
+from halfbyte.errors import HalfbyteError, check_installed, did_you_mean
 from halfbyte.program.load import load_program
 from halfbyte.program.ops import Array
+from halfbyte.progress import Progress
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torchao": ".safetensors"}
 # Packages that writing needs, and which of our extras has each.
@@ -23,10 +23,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`to` is onnx, openvino or torchao. `opset`, `gelu` and `convolutions` are those of `OnnxForm`.
-
-    Without `convolutions` they are "qdq", for OpenVINO "integer": OpenVINO 2026.4 loses the scale of some dequantized
-    convolutions between a multiplication and a quantizer (EfficientNet-Lite's)."""
+    """`to` is onnx, openvino or torchao. `opset`, `gelu` and `convolutions` are those of `OnnxForm`."""
 
     to: str
     out: Path
@@ -34,7 +31,7 @@ class ExportOptions:
     force: bool = False
     opset: int = 17
     gelu: str = "exact"
-    convolutions: str | None = None
+    convolutions: str = "qdq"
 
 
 @dataclass
@@ -55,8 +52,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
     if options.to not in _NEEDS:
         raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
     for package, extra in _NEEDS[options.to].items():
-        if importlib.util.find_spec(package) is None:
-            raise HalfbyteError(f"--to {options.to} needs {package}; pip install 'halfbyte[{extra}]'")
+        check_installed(f"--to {options.to}", (package,), extra)
     out, ending = options.out, ENDINGS[options.to]
     if out.suffix != ending:
         raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")
@@ -71,7 +67,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
         raise HalfbyteError("--verify runs exported models; scales for torchao are none, leave it out")
 
 
-def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], Array]) -> Exported:
+def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], Array], progress: Progress) -> Exported:
     """Write the model of an artifact's folder for another runtime.
 
     `images` gives the preprocessed images `[B, C, H, W]` to verify with. Raises `HalfbyteError` for options that do not
@@ -81,14 +77,20 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
     program = load_program(folder)
     facts = _facts(folder)
     if options.to == "torchao":
+        from halfbyte.export.plain import plain_state
         from halfbyte.export.torchao import to_torchao
 
-        contents = {".safetensors": to_torchao(program, facts)}
-        return _write(options, contents, Exported(_places(options)))
+        state = plain_state(folder)
+        exported = Exported(_places(options))
+        if state is None:
+            exported.warnings.append(
+                "the recipe made another model of the architecture, so the file has the linear layers alone; for the "
+                "whole model quantize by a recipe without rotations and compensation, such as repq"
+            )
+        return _write(options, {".safetensors": to_torchao(program, facts, state)}, exported)
     from halfbyte.export.onnx import OnnxForm, to_onnx, unsafe_sites
 
-    convolutions = options.convolutions or ("integer" if options.to == "openvino" else "qdq")
-    written = to_onnx(program, OnnxForm(options.opset, options.gelu, convolutions), facts)
+    written = to_onnx(program, OnnxForm(options.opset, options.gelu, options.convolutions), facts)
     exported = Exported(_places(options))
     if unsafe := unsafe_sites(program):
         names = ", ".join(unsafe[:_SHOWN]) + (" ..." if len(unsafe) > _SHOWN else "")
@@ -105,7 +107,7 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
     if options.verify:
         from halfbyte.export.verify import verify
 
-        exported.engines = verify(written, program, images())
+        exported.engines = verify(written, program, images(), progress)
     return _write(options, contents, exported)
 
 

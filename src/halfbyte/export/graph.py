@@ -22,14 +22,17 @@ Sizes = tuple[tuple[int, int], ...]
 class Graph:
     """Nodes in order and initializers by content. Values keep the program's names, but the output is `logits`."""
 
-    def __init__(self, opset: int, output: str, shapes: dict[str, Sizes], integer_convolutions: bool = True) -> None:
-        """`shapes` hold every value's sizes as pairs (a, c) that stand for a * B + c. `integer_convolutions`: write
-        ConvInteger, whose sums are exact everywhere, instead of a Conv of dequantized operands."""
+    def __init__(
+        self, opset: int, output: str, shapes: dict[str, Sizes], convolutions: str, shared: frozenset[str]
+    ) -> None:
+        """`shapes` hold every value's sizes as pairs (a, c) that stand for a * B + c; `convolutions` is that of
+        `OnnxForm`; `shared` are the values that several operations read."""
         if opset not in IR_VERSIONS:
             raise HalfbyteError(f"opset {opset} is not one of {', '.join(map(str, IR_VERSIONS))}")
         self.opset = opset
         self.shapes = shapes
-        self.integer_convolutions = integer_convolutions
+        self.convolutions = convolutions
+        self.shared = shared
         self._output = output
         self._aliases: dict[str, str] = {}
         self._nodes: list[onnx.NodeProto] = []

@@ -13,13 +13,15 @@ import onnx
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.export import codes, floats, places, products
+from halfbyte.export.fold import fold_affine
 from halfbyte.export.graph import Graph, Sizes
 from halfbyte.program.check import check, value_shapes
-from halfbyte.program.ops import INPUT, Array, Op, Program
+from halfbyte.program.ops import INPUT, Array, Op, Program, readers
 
 _Writer = Callable[[Graph, Op, dict[str, Array]], None]
 LARGEST_FILE = 2**31
 SAFE_BITS = 7
+CONVOLUTIONS = ("qdq", "fused", "integer")
 _WRITERS: dict[str, _Writer] = {**floats.WRITERS, **places.WRITERS}
 # Operations that leave codes as they are.
 _PLACES = frozenset(places.WRITERS) - {"constant", "pad"}
@@ -31,8 +33,9 @@ class OnnxForm:
 
     `opset` 17 to 21; from 21 on codes and weights of at most 4 bits are INT4 and UINT4, before they lie in 8 bits.
     `gelu` "exact": the program's own formula in some twenty nodes; "erf": one kernel in most runtimes, up to 1.1e-6
-    away. `convolutions` "qdq": a Conv of dequantized operands; "integer": ConvInteger, whose sums are exact in
-    every runtime, and which ONNX Runtime computes at a third of the speed of float.
+    away. `convolutions` "qdq": a Conv of dequantized operands; "fused": the same with the bias inside, so that ONNX
+    Runtime computes it and a quantizer behind it with integers, the bias rounded to steps of the sums; "integer":
+    ConvInteger, whose sums are exact in every runtime, and which ONNX Runtime computes slower than float.
     """
 
     opset: int = 17
@@ -42,9 +45,12 @@ class OnnxForm:
 
 @dataclass(frozen=True)
 class Written:
-    """A model, and where the program's values are in it: their ONNX names, and how codes lie."""
+    """A model, and the program that it computes operation by operation, in a form: where its values are in the model
+    (their ONNX names), and how codes lie there."""
 
     model: onnx.ModelProto
+    program: Program
+    form: OnnxForm
     names: dict[str, str]
     grids: dict[str, codes.Grid]
 
@@ -56,10 +62,12 @@ def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any
     `HalfbyteError`, which names the operation, for a program that cannot run or cannot be written.
     """
     form = form or OnnxForm()
-    if form.gelu not in ("exact", "erf") or form.convolutions not in ("integer", "qdq"):
-        raise HalfbyteError("an ONNX form has gelu exact or erf, and convolutions integer or qdq")
+    if form.gelu not in ("exact", "erf") or form.convolutions not in CONVOLUTIONS:
+        raise HalfbyteError(f"an ONNX form has gelu exact or erf, and convolutions {', '.join(CONVOLUTIONS)}")
     check(program)
-    graph = Graph(form.opset, program.output, _sizes(program), form.convolutions == "integer")
+    program = fold_affine(program)
+    shared = frozenset(name for name, ops in readers(program).items() if len(ops) > 1)
+    graph = Graph(form.opset, program.output, _sizes(program), form.convolutions, shared)
     grids: dict[str, codes.Grid] = {}
     for op in program.ops:
         _write(graph, op, {role: program.tensors[name] for role, name in op.tensors.items()}, grids, form)
@@ -70,7 +78,7 @@ def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any
         raise HalfbyteError("ONNX files hold less than 2 GB; this model is larger")
     onnx.checker.check_model(model)
     names = {name: graph.name(name) for name in (INPUT, *(op.output for op in program.ops))}
-    return Written(model, names, grids)
+    return Written(model, program, form, names, grids)
 
 
 def unsafe_sites(program: Program) -> list[str]:

@@ -64,6 +64,15 @@ def checked_images(images: Any, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(array, np.float32)
 
 
+def readers(program: Program) -> dict[str, list[Op]]:
+    """The operations that read each value, by its name; none for what nobody reads."""
+    found: dict[str, list[Op]] = {}
+    for op in program.ops:
+        for name in op.inputs:
+            found.setdefault(name, []).append(op)
+    return found
+
+
 def at_batch(value: Any, batch: int) -> Any:
     """An attribute for B = `batch`: every `{"batch": a, "plus": c}` in it becomes a * B + c."""
     if isinstance(value, dict):

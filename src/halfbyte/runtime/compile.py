@@ -11,7 +11,7 @@ import numpy as np
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.program.interpret import compute
-from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch
+from halfbyte.program.ops import INPUT, Array, Op, Program, at_batch, readers
 from halfbyte.runtime.memory import CONSTANTS, IMAGE, RESULT, Memory, View, aligned, order_of
 
 _PRODUCTS = ("linear", "conv", "matmul")
@@ -54,10 +54,7 @@ class Compiler:
         self.known_bytes = 0
         self.waiting: dict[str, Rows] = {}
         self.bits: dict[str, int] = {}
-        self.consumers: dict[str, list[Op]] = {}
-        for op in program.ops:
-            for name in op.inputs:
-                self.consumers.setdefault(name, []).append(op)
+        self.consumers = readers(program)
         self.views = {INPUT: self.memory.make(4, (1, *program.input_shape), place=IMAGE)}
 
     def run(self) -> tuple[int, bytes, int]:
