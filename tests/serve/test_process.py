@@ -19,7 +19,7 @@ from halfbyte.progress import Progress
 from halfbyte.serve import classifier as classifier_module
 from halfbyte.serve.classifier import Classifier
 from halfbyte.serve.picture import Limits
-from halfbyte.serve.server import ServeOptions, serve
+from halfbyte.serve.server import ServeOptions, _listener, serve
 
 
 def begin_upload(server, content: bytes):
@@ -170,3 +170,10 @@ def test_help_loads_neither_the_server_nor_torch() -> None:
     program = "import halfbyte.cli, sys, json; print(json.dumps(sorted(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert not {name.partition(".")[0] for name in json.loads(printed)} & {"torch", "fastapi", "uvicorn", "PIL"}
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with _listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
