@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.artifact_files import write_files, write_option
+from halfbyte.cli_json import check_writable
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import open_file, read_file, temporary_folder
 from halfbyte.locks import lock
@@ -94,3 +95,27 @@ def test_other_errors_among_temporary_files_stay_as_they_are():
 def test_no_room_for_temporary_files_is_told():
     with pytest.raises(HalfbyteError, match=r"no room for temporary files in .* set TMPDIR"), temporary_folder():
         Path("/dev/full").write_bytes(b"0")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_is_no_file_in_a_parts_place_is_told(tmp_path):
+    os.mkfifo(tmp_path / "facts.json.part")
+    with pytest.raises(HalfbyteError, match=r"facts\.json\.part is no file; remove it"):
+        write_files(tmp_path, {"facts.json": b"0" * 200_000})
+    (tmp_path / "facts.json.part").unlink()
+    (tmp_path / "elsewhere").write_bytes(b"kept")
+    (tmp_path / "facts.json.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HalfbyteError, match="cannot write to"):
+        write_files(tmp_path, {"facts.json": b"0"})
+    assert (tmp_path / "elsewhere").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_options_file_in_a_folder_without_permission_is_told_before(tmp_path):
+    (tmp_path / "facts.json").write_bytes(b"{}")
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(HalfbyteError, match="no permission there"):
+            check_writable(tmp_path / "facts.json")
+    finally:
+        tmp_path.chmod(0o755)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import FULL, read_file
+from halfbyte.files import read_file, reason, remedy
 from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.locks import Lock, lock
 
@@ -67,7 +67,9 @@ def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out")
         for part, place in parts.items():
             if place.is_dir():
                 raise HalfbyteError(f"cannot write {place}: a folder has its name; choose another {option}")
-            if (held := lock(part, os.O_RDWR | os.O_CREAT)) is None:
+            if part.exists() and not part.is_file():
+                raise HalfbyteError(f"cannot write {place}: {part} is no file; remove it, or choose another {option}")
+            if (held := lock(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))) is None:
                 raise HalfbyteError(f"another process writes {place}; wait until it ends, or choose another {option}")
             locks[part] = held
         for part, content in zip(parts, contents.values(), strict=True):
@@ -99,16 +101,6 @@ def write_option(place: Path, content: bytes, option: str) -> None:
             file.write(content)
     except OSError as error:
         raise HalfbyteError(f"cannot write {option} {place}: {reason(error)}; {remedy(error, option)}") from None
-
-
-def reason(error: OSError) -> str:
-    """Why a file could not be written."""
-    return error.strerror or str(error)
-
-
-def remedy(error: OSError, option: str) -> str:
-    """What a user can do about that."""
-    return f"{'free some space or ' if error.errno in FULL else ''}choose another {option}"
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

@@ -21,7 +21,10 @@ def check_writable(file: Path | None, option: str = "--json") -> None:
         return
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise HalfbyteError(f"{option} {file}: give a file in a folder that exists")
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+    # A regular file is replaced; a device or a pipe is opened.
+    real = file.resolve()
+    asked, needed = (real, os.W_OK) if real.exists() and not real.is_file() else (real.parent, os.W_OK | os.X_OK)
+    if not os.access(asked, needed):
         raise HalfbyteError(f"{option} {file}: no permission there, or a read-only disk; choose another {option}")
 
 

@@ -61,3 +61,13 @@ def no_room(what: str, error: Exception) -> HalfbyteError:
     return HalfbyteError(
         f"no room for temporary {what} in {tempfile.gettempdir()} ({reason}); free some space, or set TMPDIR"
     )
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be written."""
+    return error.strerror or str(error)
+
+
+def remedy(error: OSError, option: str) -> str:
+    """What a user can do about that."""
+    return f"{'free some space or ' if error.errno in FULL else ''}choose another {option}"

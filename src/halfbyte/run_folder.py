@@ -8,9 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from halfbyte.artifact_files import write_files
+from halfbyte.artifact_files import MAX_JSON_BYTES, write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import read_file
+from halfbyte.files import read_file, reason, remedy
 from halfbyte.locks import Lock, lock, locked_folder
 from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT, RunFiles, page_bytes, read_metrics
 from halfbyte.session import remove_state
@@ -113,7 +113,7 @@ class RunFolder:
                     raise HalfbyteError(f"another process made --out {self.path} in the meantime; choose another --out")
                 self._begin()
         except OSError as error:
-            raise HalfbyteError(f"cannot use --out {self.path}: {error.strerror}; choose another --out") from None
+            raise HalfbyteError(f"cannot use --out {self.path}: {reason(error)}; {remedy(error, '--out')}") from None
 
     def _begin(self) -> None:
         # First, or a run killed here would continue from another run's state.
@@ -161,12 +161,12 @@ class RunFolder:
                 file.seek(max(file.tell() - 1, 0))
                 file.write((b"" if file.read() in (b"", b"\n") else b"\n") + _line(event, **facts).encode())
         except OSError as error:
-            raise HalfbyteError(f"cannot write to {self.path}: {error.strerror}") from None
+            raise HalfbyteError(f"cannot write to {self.path}: {reason(error)}; {remedy(error, '--out')}") from None
 
     def _entries(self) -> list[dict[str, Any]]:
         """The log's lines; none where it is no run's log."""
         try:
-            lines = read_file(self.path / LOG).decode().splitlines()
+            lines = read_file(self.path / LOG, MAX_JSON_BYTES).decode().splitlines()
             entries = [entry for line in lines if (entry := _entry(line)) is not None]
         except (OSError, ValueError):
             return []

@@ -22,11 +22,12 @@ from torch import Tensor
 from halfbyte.data.crops import SCALE, Box, Cropper, draw_box, generator_of
 from halfbyte.data.images import ImageSet
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import read_file
+from halfbyte.files import read_file, reason, remedy
 from halfbyte.locks import Lock, locked_folder
 from halfbyte.progress import Progress
 
 HEADER, FORMAT, VERSION = "labels.json", "halfbyte soft labels", 1
+_MOST_HEADER = 2**20
 SHARD = 256
 _TENSORS = ("sizes", "boxes", "mirrored", "ids", "probabilities")
 # Of ids and of boxes in the file.
@@ -187,9 +188,17 @@ def _admit(folder: Path, header: dict[str, Any], resume: bool) -> Lock:
             # One that was killed in its first moment leaves half a header.
             if all(entry == part for entry in folder.iterdir()):
                 _write_header(header, part, folder / HEADER)
-                return held
+            else:
+                _check_begun(folder, header, resume)
+            return held
     except OSError as error:
-        raise HalfbyteError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from None
+        raise HalfbyteError(
+            f"cannot write to --out {folder}: {reason(error)}; {remedy(error, '--out')}"
+        ) from None  # fmt: skip
+
+
+def _check_begun(folder: Path, header: dict[str, Any], resume: bool) -> None:
+    """Raise `HalfbyteError` unless a folder holds the same labels, begun, and they are to be continued."""
     if not (folder / HEADER).is_file():
         raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
     if not resume:
@@ -198,7 +207,6 @@ def _admit(folder: Path, header: dict[str, Any], resume: bool) -> Lock:
     changed = sorted(key for key in header.keys() | found.keys() if header.get(key) != found.get(key))
     if changed:
         raise HalfbyteError(f"--out {folder} holds labels of another kind ({', '.join(changed)}); resume with the same")
-    return held
 
 
 def _write_header(header: dict[str, Any], part: Path, place: Path) -> None:
@@ -212,7 +220,7 @@ def _write_header(header: dict[str, Any], part: Path, place: Path) -> None:
 
 def _header(folder: Path) -> dict[str, Any]:
     try:
-        header = json.loads(read_file(folder / HEADER).decode())
+        header = json.loads(read_file(folder / HEADER, _MOST_HEADER).decode())
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise ValueError(f"version {header['version']} of {header['format']}, not {VERSION} of {FORMAT}")
         if not all(isinstance(header[key], int) and header[key] > 0 for key in ("images", "classes", "crops", "top")):

@@ -59,7 +59,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise HalfbyteError(f"--out {out}: give a file in a folder that exists")
     for path in _places(options):
-        if path.absolute() in {(folder / name).absolute() for name in ARTIFACT}:
+        if path.resolve() in {(folder / name).resolve() for name in ARTIFACT}:
             raise HalfbyteError(f"--out {out} would replace a file of the artifact; choose another --out")
         if path.exists() and not options.force:
             raise HalfbyteError(f"--out {path} exists; replace it with --force, or choose another --out")
