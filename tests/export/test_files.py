@@ -101,7 +101,10 @@ def test_openvino_and_torchao(folder, tmp_path):
         (("--gelu", "fast"), ("gelu", "erf")),
         (("--to", "torchao", "--verify"), ("--verify",)),
         (("--to", "torchao", "--out", "ARTIFACT/model.safetensors", "--force"), ("of the artifact",)),
-        (("--to", "torchao", "--out", "ARTIFACT/../fashion_vit-repq-4/model.safetensors", "--force"), ("of the artifact",)),
+        (
+            ("--to", "torchao", "--out", "ARTIFACT/../fashion_vit-repq-4/model.safetensors", "--force"),
+            ("of the artifact",),
+        ),
         (("--to", "openvino", "--out", "ARTIFACT/program.xml", "--force"), ("of the artifact",)),
     ],
 )
