@@ -150,29 +150,26 @@ def test_the_page_of_the_format_names_every_key(artifact: Path) -> None:
     assert not [name for name in stored if f"`{name}`" not in page]
 
 
-def test_the_reader_needs_neither_halfbyte_nor_torch(artifact: Path) -> None:
+def without(packages: tuple[str, ...], example: str, artifact: Path) -> str:
+    """What an example prints of an artifact where these packages cannot be imported."""
     script = (
         "import runpy, sys\n"
-        "for name in ('halfbyte', 'torch', 'safetensors'): sys.modules[name] = None\n"
+        f"for name in {packages}: sys.modules[name] = None\n"
         "sys.argv[0] = sys.argv.pop(1)\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    command = [sys.executable, "-c", script, str(EXAMPLES / "read_artifact.py"), str(artifact)]
+    command = [sys.executable, "-c", script, str(EXAMPLES / example), str(artifact)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "blocks.0.attn.qkv: 288 x 96" in done.stdout
+    return done.stdout
+
+
+def test_the_reader_needs_neither_halfbyte_nor_torch(artifact: Path) -> None:
+    assert "blocks.0.attn.qkv: 288 x 96" in without(("halfbyte", "torch", "safetensors"), "read_artifact.py", artifact)
 
 
 def test_the_engine_runs_on_numpy_alone(artifact: Path) -> None:
-    script = (
-        "import runpy, sys\n"
-        "for name in ('torch', 'timm', 'torchvision', 'halfbyte.runtime._native'): sys.modules[name] = None\n"
-        "sys.argv[0] = sys.argv.pop(1)\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", script, str(EXAMPLES / "numpy_engine.py"), str(artifact)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    operations, right = done.stdout.split(" operations, ")
+    absent = ("torch", "timm", "torchvision", "halfbyte.runtime._native")
+    operations, right = without(absent, "numpy_engine.py", artifact).split(" operations, ")
     assert int(operations) > 100
     assert int(right.split()[0]) >= 24

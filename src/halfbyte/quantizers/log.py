@@ -33,7 +33,7 @@ class LogQuantizer(Quantizer):
     The deployed levels are a table of 2**bits whole numbers `round(L * 2**(-k / n))`, the last one 0, with the common
     factor `scale / L`, L = 2**level_bits - 1, and each threshold is moved by at most 0.4 % to where the upper half of a
     float32 changes, so that this half alone decides the code: quantizing is one table look-up, the same everywhere.
-    Levels of 8 bits are multiplied twice as fast as those of 15, and round the smallest to few different numbers.
+    Levels of 8 bits can be multiplied as bytes, and round the smallest to few different numbers.
 
     `zero` False gives the last code the level that the rule gives it instead of 0: better where hardly an input is 0.
 

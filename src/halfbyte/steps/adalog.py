@@ -56,8 +56,8 @@ class AdaLog:
     images: calibration images. candidates, steps, rounds: the size of each search and how often the operands of a site
     take turns. post_softmax, post_gelu: the quantizer of attention maps and of inputs behind GELU (adalog, log2,
     log_sqrt2, uniform, twin_uniform). gelu_level_bits: of the whole numbers that logarithmic codes behind GELU stand
-    for; those of at most 8 bits are multiplied as fast as codes of 8 bits, others at half that rate. race: rank
-    candidates on a part of the tokens and decide among the best on all.
+    for; those of at most 8 bits are multiplied as bytes, others as 16-bit numbers. race: rank candidates on a part of
+    the tokens and decide among the best on all.
     """
 
     calibrates: ClassVar[bool] = True
