@@ -1,6 +1,7 @@
 """Codes that are found roughly and settled where that could be wrong: values on the borders of two codes and next to
 them, and all that a rough way could stumble over."""
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -37,6 +38,19 @@ def borders(scale: float, zero: int, bits: int, offset: float) -> Array:
     return (np.arange(-2, 2**bits + 2) - zero - 0.5) * float(np.float32(scale)) + float(np.float32(offset))
 
 
+def where_changes(function: Callable[[Array], Array]) -> Array:
+    """Where a function of floats from -12 to 12 changes: between two points of a grid, then halved; 100 at most."""
+    grid = np.linspace(-12, 12, 4001).astype(np.float32)
+    values = function(grid)
+    low = grid[:-1][values[:-1] != values[1:]][:100]
+    high = np.nextafter(low + np.float32(24 / 4000), np.float32(13))
+    for _ in range(24):
+        middle = (low + high) * np.float32(0.5)
+        same = function(middle) == function(low)
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return np.asarray(low)
+
+
 @many
 @given(seed=seeds, **uniform)
 def test_uniform_codes(kernels: ModuleType, seed: int, scale: float, zero: int, bits: int, offset: float) -> None:
@@ -51,19 +65,11 @@ def test_uniform_codes(kernels: ModuleType, seed: int, scale: float, zero: int, 
 @given(seed=seeds, **uniform)
 def test_codes_behind_gelu(kernels: ModuleType, seed: int, scale: float, zero: int, bits: int, offset: float) -> None:
     generator = np.random.default_rng(seed)
-    grid = np.linspace(-12, 12, 4001).astype(np.float32)
-    # Where the function crosses a border: between two points of a grid, then halved.
-    steps = (reference.gelu(grid).astype(np.float64) - offset) / float(np.float32(scale)) + zero - 0.5
-    low = grid[:-1][np.floor(steps[:-1]) != np.floor(steps[1:])][:100]
-    high, rising = np.nextafter(low + np.float32(24 / 4000), np.float32(13)), np.float32(0.5)
-    for _ in range(24):
-        middle = (low + high) * rising
-        same = np.floor((reference.gelu(middle).astype(np.float64) - offset) / scale + zero - 0.5) == np.floor(
-            (reference.gelu(low).astype(np.float64) - offset) / scale + zero - 0.5
-        )
-        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    crossings = where_changes(
+        lambda x: np.floor((reference.gelu(x).astype(np.float64) - offset) / float(np.float32(scale)) + zero - 0.5)
+    )
     x = np.concatenate(
-        [around(low), SPECIAL, generator.uniform(-12, 12, 500).astype(np.float32), around([-10.0, 4.5, 5.6])]
+        [around(crossings), SPECIAL, generator.uniform(-12, 12, 500).astype(np.float32), around([-10.0, 4.5, 5.6])]
     )
     with np.errstate(all="ignore"):
         expected = reference.quantize(reference.gelu(x), scale, zero, bits, offset)
@@ -78,6 +84,24 @@ def test_codes_behind_gelu_all_over(kernels: ModuleType) -> None:
         for scale, zero, bits in ((0.35, 1, 4), (0.02, 9, 8), (1e-3, 128, 8), (1.3, 0, 2)):
             expected = reference.quantize(values, scale, zero, bits)
             np.testing.assert_array_equal(kernels.gelu_quantize(x, scale, zero, bits), expected)
+
+
+@many
+@given(
+    seed=seeds, bits=st.integers(2, 8), steps=st.sampled_from([0.3, 1.0, 2.0, 2.3, 6.0, 40.0]),
+    scale=st.sampled_from([8.0, 2.0, 0.3, 1e-3]), shift=st.sampled_from([0.0, 0.17, 0.2785, 16.0]),
+)  # fmt: skip
+def test_logarithmic_codes_behind_gelu(
+    kernels: ModuleType, seed: int, bits: int, steps: float, scale: float, shift: float
+) -> None:
+    table = reference.log_table(bits, scale, steps)
+    crossings = where_changes(lambda x: reference.quantize_table(reference.gelu(x), table, shift))
+    everywhere = np.random.default_rng(seed).uniform(-12, 12, 500).astype(np.float32)
+    x = np.concatenate([around(crossings, 40), SPECIAL, everywhere, around([-10.0, 4.5, 5.6])])
+    x = np.random.default_rng(seed).permutation(x)
+    with np.errstate(all="ignore"):
+        expected = reference.quantize_table(reference.gelu(x), table, shift)
+    np.testing.assert_array_equal(kernels.gelu_quantize_table(x, table, shift), expected)
 
 
 @many

@@ -37,10 +37,9 @@ from halfbyte.steps.reparameterize import constant_channels, fold_channels, repa
 
 LOGS: dict[str, type[LogQuantizer]] = {kind.kind: kind for kind in (AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer)}
 CHOICES = (*LOGS, "uniform", TwinUniformQuantizer.kind)
-LIMITS = {
-    "images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20),
-    "gelu_level_bits": (LEAST_LEVEL_BITS, LEVEL_BITS),
-}  # fmt: skip
+LIMITS = {"images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20)}
+# Codes of so few bits lose nothing that can be measured where their levels are bytes.
+FEW_BITS, BYTE = 4, 8
 # A nonlinearity that reaches less far below zero is taken for one that does not.
 LEAST_SHIFT = 0.01
 # Patches of a convolution's input that are unfolded at a time.
@@ -56,8 +55,8 @@ class AdaLog:
     images: calibration images. candidates, steps, rounds: the size of each search and how often the operands of a site
     take turns. post_softmax, post_gelu: the quantizer of attention maps and of inputs behind GELU (adalog, log2,
     log_sqrt2, uniform, twin_uniform). gelu_level_bits: of the whole numbers that logarithmic codes behind GELU stand
-    for; those of at most 8 bits are multiplied as bytes, others as 16-bit numbers. race: rank candidates on a part of
-    the tokens and decide among the best on all.
+    for; those of at most 8 bits are multiplied as bytes, others as 16-bit numbers. 0: 8 for codes of at most 4 bits, 15
+    for others. race: rank candidates on a part of the tokens and decide among the best on all.
     """
 
     calibrates: ClassVar[bool] = True
@@ -67,13 +66,15 @@ class AdaLog:
     rounds: int = 3
     post_softmax: str = "adalog"
     post_gelu: str = "adalog"
-    gelu_level_bits: int = LEVEL_BITS
+    gelu_level_bits: int = 0
     race: bool = True
 
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be from {least} to {most}")
+        if self.gelu_level_bits and not LEAST_LEVEL_BITS <= self.gelu_level_bits <= LEVEL_BITS:
+            raise ValueError(f"gelu_level_bits must be 0, or from {LEAST_LEVEL_BITS} to {LEVEL_BITS}")
         for name in ("post_softmax", "post_gelu"):
             if getattr(self, name) not in CHOICES:
                 raise ValueError(f"{name} must be one of {', '.join(CHOICES)}")
@@ -169,9 +170,9 @@ class _SearchedBlock:
         elif self.step.post_gelu == TwinUniformQuantizer.kind:
             inputs = TwinOperand(values, bits, self.settings, signed=True)
         else:
-            like = LOGS[self.step.post_gelu](
-                bits, paper_exact=self.session.recipe.paper_exact, shift=shift, level_bits=self.step.gelu_level_bits
-            )
+            exact = self.session.recipe.paper_exact
+            level_bits = self.step.gelu_level_bits or (BYTE if bits <= FEW_BITS and not exact else LEVEL_BITS)
+            like = LOGS[self.step.post_gelu](bits, paper_exact=exact, shift=shift, level_bits=level_bits)
             inputs = LogOperand(values, like, self.settings, search_scale=True)
         rows, quantizer = search_linear(
             inputs, WeightSearch(weight[None], module.quantizer("weight").bits, self.settings)

@@ -9,9 +9,6 @@
 namespace halfbyte {
 namespace {
 
-// Parts of a head's rows: small enough that few heads keep many threads busy, large enough to be worth handing out.
-constexpr size_t rows_of_part = 48;
-
 struct Heads {
     std::vector<PackedRight> right;
 };
@@ -37,10 +34,10 @@ void multiply_heads(const HeadProducts& p, const KernelSet& kernels, int threads
         source.codes += head * p.right_step;
         pack(source, bits_of_left(p.table, p.left_bits), kernels, right[head]);
     });
-    const size_t parts = (p.rows + rows_of_part - 1) / rows_of_part;
-    run_parallel(p.heads * parts, threads, [&](size_t i) {
-        const size_t head = i / parts, part = i % parts;
-        multiply_part(p, head, p.rows * part / parts, p.rows * (part + 1) / parts, right[head]);
+    const PartsOfRows parts{p.rows};
+    run_parallel(p.heads * parts.count(), threads, [&](size_t i) {
+        const size_t head = i / parts.count(), part = i % parts.count();
+        multiply_part(p, head, parts.begin(part), parts.end(part), right[head]);
     });
 }
 

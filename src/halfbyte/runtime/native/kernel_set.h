@@ -95,6 +95,7 @@ struct RowKernels {
     void (*softmax_quantize_table)(const float* x, size_t rows, size_t columns, float factor, const PrefixTable& to,
                                    uint8_t* codes);
     void (*gelu_quantize)(const float* x, size_t count, const Uniform& to, uint8_t* codes);
+    void (*gelu_quantize_table)(const float* x, size_t count, const PrefixTable& to, uint8_t* codes);
     // `scratch`: room for two floats a channel.
     void (*norm_quantize)(const float* x, size_t rows, const Norm& norm, const Uniform& to, float* scratch, uint8_t* codes);
     // Rows from `begin` on; `out` is for the first of them.

@@ -77,6 +77,7 @@ struct Left {
     size_t stride = 0;
     int bits = 8;
     int32_t zero = 0;
+    bool padded = false;  // whether zeros follow each row up to a whole step
 
     int64_t largest() const;
 };

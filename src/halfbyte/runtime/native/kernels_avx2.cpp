@@ -44,6 +44,7 @@ HALFBYTE_INLINE M less(V x, V y) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32
 HALFBYTE_INLINE M both(M x, M y) { return _mm256_and_ps(x, y); }
 HALFBYTE_INLINE M either(M x, M y) { return _mm256_or_ps(x, y); }
 HALFBYTE_INLINE bool any(M x) { return _mm256_movemask_ps(x) != 0; }
+HALFBYTE_INLINE bool all(M x) { return _mm256_movemask_ps(x) == 255; }
 HALFBYTE_INLINE V to_whole(F x) { return _mm256_cvtps_epi32(x); }
 HALFBYTE_INLINE V to_less(F x) { return _mm256_cvttps_epi32(x); }
 HALFBYTE_INLINE V bits_of(F x) { return _mm256_castps_si256(x); }

@@ -47,6 +47,7 @@ HALFBYTE_INLINE M less(V x, V y) { return _mm512_cmplt_epi32_mask(x, y); }
 HALFBYTE_INLINE M both(M x, M y) { return static_cast<M>(x & y); }
 HALFBYTE_INLINE M either(M x, M y) { return static_cast<M>(x | y); }
 HALFBYTE_INLINE bool any(M x) { return x != 0; }
+HALFBYTE_INLINE bool all(M x) { return x == 65535; }
 HALFBYTE_INLINE V to_whole(F x) { return _mm512_cvtps_epi32(x); }
 HALFBYTE_INLINE V to_less(F x) { return _mm512_cvttps_epi32(x); }
 HALFBYTE_INLINE V bits_of(F x) { return _mm512_castps_si512(x); }

@@ -61,6 +61,9 @@ LogSteps log_steps_of(const unsigned char* codes) {
     // Of smaller values all that is left is 0, which has the last code; where v does not say so, nothing is sure.
     const double of_zeros = start - slope * (lowest_prefix - 1);
     steps.sure = of_zeros >= last ? static_cast<float>(of_zeros) : std::numeric_limits<float>::infinity();
+    steps.apart = std::numeric_limits<float>::infinity();
+    for (int g = 1; g < last; ++g)
+        steps.apart = std::fmin(steps.apart, (steps.limit[g - 1] - steps.limit[g]) / (steps.limit[g] + 11.0F));
     if (far == last && 0.0431 * slope + crooked < 0.45) steps.straight = 0.043F;
     return steps;
 }

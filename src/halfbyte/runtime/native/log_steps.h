@@ -13,6 +13,8 @@ struct LogSteps {
     // Whether v stays within one of the code, above or below, with a float's bits in the place of its logarithm, made as
     // large as the logarithm on average by adding `straight`. 0: not.
     float straight = 0;
+    // The least distance of two neighbouring limits, in parts of the lower one and 11 more.
+    float apart = 0;
     // Codes above g are those of values below limit[g], whose v is above border[g]; g is below `last`.
     float border[256] = {}, limit[256] = {};
 };

@@ -46,7 +46,7 @@ Block block_of(const Left& left, size_t row, size_t rows, const PackedRight& rig
         return {to, table_bytes, row, rows};
     }
     const bool widen = right.layout == Layout::words && size == 1;
-    if (!widen && used == right.steps * 4) return {from, left.stride * size, row, rows};
+    if (!widen && (left.padded || used == right.steps * 4)) return {from, left.stride * size, row, rows};
     const size_t stride = (right.steps * 4 + 63) / 64 * 64;
     uint8_t* to = s.left.ensure(max_tile_rows * stride);
     for (size_t i = 0; i < rows; ++i, from += left.stride * size) {
@@ -98,42 +98,56 @@ void wide_tile(const Tile& whole, TileFunction multiply_tile, const Block& block
         }
 }
 
-// One block of rows times one panel.
-void panel_of(const Block& block, const Left& left, const PackedRight& right, size_t panel, const Epilogue& epilogue,
-              bool fits, void* out, size_t out_stride, Scratch& s) {
-    const size_t width = static_cast<size_t>(right.kernels->tile_columns), first = panel * width;
-    const size_t columns = right.columns_of(panel);
-    const bool partial = columns < width && fits;
+// A panel of fewer columns than a tile has: what lies behind them belongs to others.
+void last_panel(Tile tile, TileFunction multiply_tile, const Block& block, size_t columns, bool own_scale, size_t width,
+                Scratch& s) {
+    uint8_t* const place = static_cast<uint8_t*>(tile.out);
+    const size_t stride = tile.out_stride;
+    if (own_scale) tile.scale = static_cast<float*>(std::memcpy(s.scale, tile.scale, columns * 4));
+    if (tile.bias != nullptr) tile.bias = static_cast<float*>(std::memcpy(s.bias, tile.bias, columns * 4));
+    tile.out = s.tile;
+    tile.out_stride = width;
+    multiply_tile(tile);
+    for (size_t i = 0; i < block.rows; ++i) std::memcpy(place + i * stride * 4, s.tile + i * width, columns * 4);
+}
+
+// One block of rows times the panels `from` to `to`.
+void panels_of(const Block& block, const Left& left, const PackedRight& right, size_t from, size_t to,
+               const Epilogue& epilogue, bool fits, void* out, size_t out_stride, Scratch& s) {
+    const size_t width = static_cast<size_t>(right.kernels->tile_columns), first = from * width;
+    const size_t whole = fits ? right.n / width : right.panels;  // panels that a tile may store where they belong
+    const bool scaled = epilogue.scale != nullptr, own_scale = scaled && epilogue.scale_per_column;
+    const TileFunction multiply_tile = right.tiles[block.rows - 1];
     Tile tile{};
     tile.left = block.left;
     tile.left_stride = block.stride;
-    tile.right = right.data.data() + panel * right.panel_bytes();
+    tile.right = right.data.data() + from * right.panel_bytes();
     tile.steps = right.steps;
     tile.steps_in_16_bits = right.steps_in_16_bits;
     tile.za = left.zero;
     tile.column_term = right.column_term.data() + first;
     tile.column_zero = right.column_zero.data() + first;
     tile.row_sums = right.zeros ? s.row_sums : nullptr;
-    if (epilogue.scale != nullptr) {
-        tile.scale = epilogue.scale_per_column ? epilogue.scale + first : s.scale;
-        if (epilogue.bias != nullptr) tile.bias = epilogue.bias + first;
-    }
+    if (scaled) tile.scale = own_scale ? epilogue.scale + first : s.scale;
+    if (scaled && epilogue.bias != nullptr) tile.bias = epilogue.bias + first;
     // Both outputs have elements of four bytes.
-    uint8_t* to = static_cast<uint8_t*>(out) + (block.row * out_stride + first) * 4;
-    tile.out = to;
+    uint8_t* place = static_cast<uint8_t*>(out) + (block.row * out_stride + first) * 4;
     tile.out_stride = out_stride;
-    if (partial) {
-        if (epilogue.scale != nullptr && epilogue.scale_per_column)
-            tile.scale = static_cast<float*>(std::memcpy(s.scale, tile.scale, columns * 4));
-        if (tile.bias != nullptr) tile.bias = static_cast<float*>(std::memcpy(s.bias, tile.bias, columns * 4));
-        tile.out = s.tile;
-        tile.out_stride = width;
+    const size_t panel_bytes = right.panel_bytes();
+    for (size_t panel = from; panel < to; ++panel, place += width * 4) {
+        tile.out = place;
+        if (!fits)
+            wide_tile(tile, multiply_tile, block, left, right, panel, s);
+        else if (panel < whole)
+            multiply_tile(tile);
+        else
+            last_panel(tile, multiply_tile, block, right.columns_of(panel), own_scale, width, s);
+        tile.right += panel_bytes;
+        tile.column_term += width;
+        tile.column_zero += width;
+        if (own_scale) tile.scale += width;
+        if (tile.bias != nullptr) tile.bias += width;
     }
-    const TileFunction multiply_tile = right.tiles[block.rows - 1];
-    if (!fits) return wide_tile(tile, multiply_tile, block, left, right, panel, s);
-    multiply_tile(tile);
-    if (partial)
-        for (size_t i = 0; i < block.rows; ++i) std::memcpy(to + i * out_stride * 4, s.tile + i * width, columns * 4);
 }
 
 void multiply_part(const Left& left, size_t begin, size_t end, const PackedRight& right, size_t first_panel,
@@ -155,8 +169,7 @@ void multiply_part(const Left& left, size_t begin, size_t end, const PackedRight
                 s.wide_row_sums[j] = row_sum(left, row + j, right);
                 s.row_sums[j] = static_cast<int32_t>(s.wide_row_sums[j]);
             }
-            for (size_t panel = from; panel < to; ++panel)
-                panel_of(block, left, right, panel, epilogue, fits, out, out_stride, s);
+            panels_of(block, left, right, from, to, epilogue, fits, out, out_stride, s);
             row += count;
         }
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -36,6 +37,17 @@ inline int bits_of_left(const int16_t* table, int bits) {
     return *std::max_element(table, table + 256) < 256 ? 8 : 16;
 }
 
+// Rows that a thread takes at once: whole tiles of every instruction set but for the last rows, few enough that few heads
+// keep many threads busy, and enough to be worth handing out.
+struct PartsOfRows {
+    static constexpr size_t most = 48;
+    size_t rows;
+
+    size_t count() const { return (rows + most - 1) / most; }
+    size_t begin(size_t part) const { return part * most; }
+    size_t end(size_t part) const { return std::min(rows, (part + 1) * most); }
+};
+
 // Rows of a product whose left codes lie at `codes`, turned into levels first where there is a table of 256 of them.
 struct RowsOfProduct {
     const PackedRight* right;
@@ -57,7 +69,7 @@ struct RowsOfProduct {
   private:
     void look_up(Left& left, size_t count) const {
         const RowKernels& rows = right->kernels->rows;
-        const size_t wide = (right->k + 31) / 32 * 32, size = right->left_bits == 16 ? 2 : 1;
+        const size_t wide = (right->k + 31) / 32 * 32, size = right->left_bits == 16 ? 2 : 1, beyond = wide - right->k;
         uint8_t* const memory = memory_of_thread(0).ensure(count * wide * size);
         int16_t* const levels = reinterpret_cast<int16_t*>(memory);
         for (size_t i = 0; i < count; ++i) {
@@ -66,7 +78,9 @@ struct RowsOfProduct {
                 rows.look_up(from, right->k, bits, table, levels + i * wide);
             else
                 rows.look_up_bytes(from, right->k, bits, table, memory + i * wide);
+            std::memset(memory + (i * wide + right->k) * size, 0, beyond * size);
         }
+        left.padded = true;
         left.codes = size == 1 ? memory : nullptr;
         left.levels = size == 2 ? levels : nullptr;
         left.bits = right->left_bits;

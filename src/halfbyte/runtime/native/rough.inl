@@ -50,21 +50,32 @@ void rough_quantize(const float* __restrict x, size_t count, const Uniform& to, 
 
 // A logarithmic quantizer: the bits of a float are nearly its logarithm, which tells the code but for one, and the one limit
 // between the two that are left tells that.
-void log_quantize(const float* __restrict x, size_t count, const PrefixTable& to, uint8_t* __restrict codes) {
-    const LogSteps& log = *to.log;
-    size_t i = 0;
-    if (log.straight > 0.0F && log.last <= 16.0F) {
-        const Sixteen limits = sixteen(log.limit);
-        const F shift = spread_float(to.shift), none = spread_float(0.0F), last = spread_float(log.last - 0.5F);
-        const F slope = spread_float(-log.slope / 8388608.0F);
-        const F start = spread_float(log.start + (127.0F - log.straight) * log.slope);
-        for (; i + lanes <= count; i += lanes) {
-            const F own = add_float(load_float(x + i), shift);
-            const V below = to_less(lesser(greater(fused(to_float(bits_of(own)), slope, start), none), last));
-            // As whole numbers, which floats of either sign and NaN are ordered by as their prefixes are.
-            store_bytes(codes + i, raised(below, less(bits_of(own), bits_of(pick(limits, below)))));
-        }
+struct Logarithm {
+    explicit Logarithm(const LogSteps& log)
+        : usable(log.straight > 0.0F && log.last <= 16.0F), limits(sixteen(log.limit)), last(spread_float(log.last - 0.5F)),
+          slope(spread_float(-log.slope / 8388608.0F)),
+          start(spread_float(log.start + (127.0F - log.straight) * log.slope)) {}
+
+    // The codes of values, and the limit that each was compared with.
+    HALFBYTE_INLINE V codes(F own, F& limit) const {
+        const V below = to_less(lesser(greater(fused(to_float(bits_of(own)), slope, start), spread_float(0.0F)), last));
+        limit = pick(limits, below);
+        // As whole numbers, which floats of either sign and NaN are ordered by as their prefixes are.
+        return raised(below, less(bits_of(own), bits_of(limit)));
     }
+
+    bool usable;
+    Sixteen limits;
+    F last, slope, start;
+};
+
+void log_quantize(const float* __restrict x, size_t count, const PrefixTable& to, uint8_t* __restrict codes) {
+    const Logarithm log(*to.log);
+    const F shift = spread_float(to.shift);
+    F limit;
+    size_t i = 0;
+    for (; log.usable && i + lanes <= count; i += lanes)
+        store_bytes(codes + i, log.codes(add_float(load_float(x + i), shift), limit));
     quantize_table(x + i, count - i, to, codes + i);
 }
 
@@ -102,6 +113,30 @@ void rough_gelu_quantize(const float* __restrict x, size_t count, const Uniform&
         }
     }
     gelu_quantize(x + i, count - i, to, codes + i);
+}
+
+// A value is wrong by what the factor is, and by the roundings of product and sum, here and in the definition. That changes
+// its code only next to a limit, and next to one a value is compared with that one: its logarithm is told to 0.45 codes, and
+// the 0.05 that are left are at least a 27th of the distance to the next limit. A value near a limit is that of an input of
+// at most 10, or of hardly more than the limit.
+void rough_gelu_quantize_table(const float* __restrict x, size_t count, const PrefixTable& to, uint8_t* __restrict codes) {
+    const Logarithm log(*to.log);
+    constexpr float least = -10.0F, of_x = 4.3e-6F;
+    const float of_shift = 1.3e-7F * to.shift + 1e-30F;
+    const auto encode = [&](const float* v, size_t few, uint8_t* own) { log_quantize(v, few, to, own); };
+    size_t i = 0;
+    if (log.usable && to.shift >= 0.0F && to.log->apart > 32.0F * (of_x + of_shift / 11.0F)) {
+        const F shift = spread_float(to.shift), doubt = spread_float(of_shift), share = spread_float(of_x);
+        for (; i + lanes <= count; i += lanes) {
+            F limit;
+            const F own = load_float(x + i), value = fused(rough_gelu_factor(own), own, shift);
+            store_bytes(codes + i, log.codes(value, limit));
+            const M clear = above(magnitude(subtract_float(value, limit)), fused(magnitude(own), share, doubt));
+            // Neither comparison holds for NaN.
+            if (!all(both(clear, above(own, spread_float(least))))) gelu_by_pieces(x + i, lanes, encode, codes + i);
+        }
+    }
+    gelu_by_pieces(x + i, count - i, encode, codes + i);
 }
 
 void rough_norm_quantize(const float* __restrict x, size_t rows, const Norm& norm, const Uniform& to,
@@ -153,6 +188,7 @@ RowKernels rough_row_kernels() {
     kernels.softmax_quantize = rough_softmax_quantize;
     kernels.softmax_quantize_table = rough_softmax_quantize_table;
     kernels.gelu_quantize = rough_gelu_quantize;
+    kernels.gelu_quantize_table = rough_gelu_quantize_table;
     kernels.norm_quantize = rough_norm_quantize;
     return kernels;
 }

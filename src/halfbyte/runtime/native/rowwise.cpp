@@ -54,7 +54,10 @@ void compute_code_rows(const Source& s, const Target& target, size_t begin, size
         if (table) return k.softmax_quantize_table(x, rows, s.columns, s.factor, target.table, out);
         return k.softmax_quantize(x, rows, s.columns, s.factor, target.uniform, out);
     }
-    if (s.kind == Source::Kind::gelu && !table) return k.gelu_quantize(x, count, target.uniform, out);
+    if (s.kind == Source::Kind::gelu) {
+        if (table) return k.gelu_quantize_table(x, count, target.table, out);
+        return k.gelu_quantize(x, count, target.uniform, out);
+    }
     if (s.kind == Source::Kind::norm && !table) {
         float* scratch = reinterpret_cast<float*>(values_of_thread().ensure(2 * s.columns * sizeof(float)));
         return k.norm_quantize(x, rows, s.norm, target.uniform, scratch, out);

@@ -12,7 +12,6 @@
 namespace halfbyte {
 namespace {
 
-constexpr size_t rows_of_part = 48;
 // The sum of this many codes fits into 32 bits.
 constexpr size_t longest = size_t{1} << 23;
 
@@ -46,10 +45,10 @@ class LinearStep : public Step {
             left.stride = stride;
             return multiply(left, rows, *o_.right, product.epilogue, out, out_stride, threads);
         }
-        const size_t parts = (rows + rows_of_part - 1) / rows_of_part;
-        run_parallel(parts, threads, [&](size_t part) {
-            const size_t begin = rows * part / parts, end = rows * (part + 1) / parts;
-            product.run(x + begin * stride, stride, end - begin, out + begin * out_stride, out_stride);
+        const PartsOfRows parts{rows};
+        run_parallel(parts.count(), threads, [&](size_t part) {
+            const size_t begin = parts.begin(part), count = parts.end(part) - begin;
+            product.run(x + begin * stride, stride, count, out + begin * out_stride, out_stride);
         });
     }
 
