@@ -38,10 +38,11 @@ from halfbyte.prepare import model_state, prepare
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
 from halfbyte.progress import Progress
-from halfbyte.quantizers.log import LEVEL_BITS, AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer
 from halfbyte.recipe import BitPlan
 from halfbyte.runtime import Engine
 from halfbyte.runtime.native import isa
+from halfbyte.steps.adalog import usual_level_bits
 
 MODELS = {
     "deit_tiny_patch16_224": (("w4a4", "adalog w4a4", "w3a3", "w6a6", "w8a8"), ((1, 1), (2, 1), (1, 8), (2, 8))),
@@ -99,7 +100,8 @@ def quantized(model: nn.Module, form: str, images: Tensor) -> Program:
         if site.role == "pv":
             module.set_quantizer("left", AdaLogQuantizer(bits[1]) if "adalog" in form else LogSqrt2Quantizer(bits[1]))
         elif site.role == "fc2" and "adalog" in form:
-            module.set_quantizer("input", AdaLogQuantizer(bits[1], shift=-GELU_MINIMUM))
+            shifted = AdaLogQuantizer(bits[1], shift=-GELU_MINIMUM, level_bits=usual_level_bits(bits[1]))
+            module.set_quantizer("input", shifted)
     with model_state(model, "observe", fit):
         model(images)
     round_leftovers(model)
@@ -111,8 +113,8 @@ def artifact_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     artifact = load_artifact(folder)
     recipe = artifact.facts["recipe"]
     widths = "w{weight}a{activation}".format(**recipe["bits"])
-    levels = [step["adalog"].get("gelu_level_bits", LEVEL_BITS) for step in recipe["steps"] if "adalog" in step]
-    name = recipe["name"] + (f", {levels[0]}-bit levels," if levels and levels[0] != LEVEL_BITS else "")
+    levels = [step["adalog"].get("gelu_level_bits", 0) for step in recipe["steps"] if "adalog" in step]
+    name = recipe["name"] + (f", {levels[0]}-bit levels," if levels and levels[0] else "")
     return float_model(artifact.model), {f"{name} {widths}": folder}
 
 

@@ -74,6 +74,21 @@ def test_every_quantizer_of_attention_maps_and_gelu(name: str, paper: bool, tmp_
 
 
 @pytest.mark.parametrize(
+    ("bits", "asked", "level_bits"),
+    [(4, 0, 8), pytest.param(4, 15, 15, marks=pytest.mark.slow), pytest.param(6, 0, 15, marks=pytest.mark.slow)],
+)
+def test_levels_behind_gelu_are_bytes_for_few_codes(bits: int, asked: int, level_bits: int, tmp_path: Path) -> None:
+    result = halfbyte.quantize(
+        model="fashion_vit", recipe="adalog", w_bits=bits, a_bits=bits, out=tmp_path / "run", limit=16, workers=0,
+        calib_images=8, settings=(*SHORTEST, f"adalog.gelu_level_bits={asked}"),
+    )  # fmt: skip
+    sites = json.loads((result.folder / "quantization.json").read_text())["sites"]
+    behind = [site["quantizers"]["input"] for site in sites if site["role"] == "fc2"]
+    assert behind
+    assert {quantizer.get("level_bits", 15) for quantizer in behind} == {level_bits}
+
+
+@pytest.mark.parametrize(
     "parameter", ["post_gelu=log3", "post_softmax=none", "candidates=8", "rounds=0", "steps=0", "gelu_level_bits=16"]
 )
 def test_parameters_that_cannot_be_are_refused(parameter: str, tmp_path: Path) -> None:

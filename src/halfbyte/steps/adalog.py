@@ -38,14 +38,17 @@ from halfbyte.steps.reparameterize import constant_channels, fold_channels, repa
 LOGS: dict[str, type[LogQuantizer]] = {kind.kind: kind for kind in (AdaLogQuantizer, Log2Quantizer, LogSqrt2Quantizer)}
 CHOICES = (*LOGS, "uniform", TwinUniformQuantizer.kind)
 LIMITS = {"images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rounds": (1, 20)}
-# Codes of so few bits lose nothing that can be measured where their levels are bytes.
-FEW_BITS, BYTE = 4, 8
 # A nonlinearity that reaches less far below zero is taken for one that does not.
 LEAST_SHIFT = 0.01
 # Patches of a convolution's input that are unfolded at a time.
 _UNFOLDED = 2**24
 
 Operands = dict[str, Tensor]
+
+
+def usual_level_bits(bits: int) -> int:
+    """Of the levels of logarithmic codes behind GELU: codes of at most 4 bits lose nothing measured as bytes."""
+    return 8 if bits <= 4 else LEVEL_BITS
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class _SearchedBlock:
             inputs = TwinOperand(values, bits, self.settings, signed=True)
         else:
             exact = self.session.recipe.paper_exact
-            level_bits = self.step.gelu_level_bits or (BYTE if bits <= FEW_BITS and not exact else LEVEL_BITS)
+            level_bits = self.step.gelu_level_bits or (LEVEL_BITS if exact else usual_level_bits(bits))
             like = LOGS[self.step.post_gelu](bits, paper_exact=exact, shift=shift, level_bits=level_bits)
             inputs = LogOperand(values, like, self.settings, search_scale=True)
         rows, quantizer = search_linear(
