@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.files import read_file, reason, remedy
 from halfbyte.locks import Lock, lock, locked_folder
 from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT, RunFiles, page_bytes, read_metrics
-from halfbyte.session import remove_state
+from halfbyte.session import has_state, remove_state
 
 # What Windows lets no file be called, whatever follows behind a dot.
 _RESERVED = re.compile(r"\A(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?=\.|\Z)", re.IGNORECASE)
@@ -96,7 +97,17 @@ class RunFolder:
         if changed:
             differ = ", ".join(changed)
             raise HalfbyteError(f"--out {self.path} holds a run with other settings ({differ}); resume with the same")
+        if found is Found.FINISHED:
+            self._drop_left_state()
         return found
+
+    def _drop_left_state(self) -> None:
+        """What a run did not come to remove that was killed behind the last line of its log."""
+        with suppress(OSError):
+            if self.writes and has_state(self.path) and (held := lock(self.path)) is not None:
+                if self.found() is Found.FINISHED:
+                    remove_state(self.path)
+                held.release()
 
     def start(self) -> None:
         """Make the folder and write down what the run is; results of an earlier run stay until there are new ones."""

@@ -209,7 +209,7 @@ class Session:
 
         Raises `HalfbyteError` where the saved state belongs to another recipe or is damaged.
         """
-        if not (folder / STATE).is_file():
+        if not has_state(folder):
             return False
         try:
             with safe_open(folder / STATE, "pt") as file:
@@ -248,6 +248,11 @@ class Session:
         except Exception as error:
             raise HalfbyteError(f"{folder}: the saved state is damaged ({error}); start again with --force") from None
         return True
+
+
+def has_state(folder: Path) -> bool:
+    """Whether `save_state` wrote there."""
+    return (folder / STATE).is_file()
 
 
 def remove_state(folder: Path) -> None:
