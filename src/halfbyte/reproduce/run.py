@@ -42,11 +42,11 @@ def reproduce(request: Request, progress: Progress | None = None) -> dict[str, A
             folder = _folder(request, processes)
         with folder:
             with processes.agreed():
-                fresh = folder.admit(request.resume, request.force) is Found.NOTHING
+                found = folder.admit(request.resume, request.force)
                 # Also where all was finished: what was skipped is tried again.
                 folder.hold()
             with processes.agreed():
-                if fresh:
+                if found is Found.NOTHING:
                     _begin(folder, rows)
             entries = [_entry(row, request.seed) for row in rows]
             titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
@@ -55,7 +55,8 @@ def reproduce(request: Request, progress: Progress | None = None) -> dict[str, A
                 progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
                 entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
                 _write(facts, folder)
-            folder.log("finished")
+            if found is not Found.FINISHED:
+                folder.log("finished")
             return facts
 
 
