@@ -23,6 +23,7 @@ from halfbyte.evaluate import Loop, evaluate
 from halfbyte.export.files import ENDINGS, Exported, ExportOptions, export_artifact
 from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
+from halfbyte.files import real_path
 from halfbyte.hub import PREFIX, cached
 from halfbyte.inputs import (
     Inputs,
@@ -250,7 +251,7 @@ def _artifact(target: str) -> Artifact | None:
 
 
 def _folder(options: Options, recipe: Recipe, writes: bool) -> RunFolder:
-    model = options.model or (DEFAULT_MODEL if options.start is None else options.start.resolve().name)
+    model = options.model or (DEFAULT_MODEL if options.start is None else real_path(options.start).name)
     widths = budget_of(recipe) or f"w{recipe.bits.weight}a{recipe.bits.activation}"
     settings = {
         "model": model, "weights": options.weights and str(options.weights), "recipe": recipe.as_dict(),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import read_file, reason, remedy
+from halfbyte.files import read_file, real_path, reason, remedy
 from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.locks import Lock, lock
 
@@ -92,7 +92,7 @@ def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out")
 
 def write_option(place: Path, content: bytes, option: str) -> None:
     """Write one file that an option asks for, as `write_files` does; also into a device or a pipe."""
-    real = place.resolve()
+    real = real_path(place)
     if real.is_file() or not place.exists():
         write_files(real.parent, {real.name: content}, option)
         return

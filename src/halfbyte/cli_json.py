@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import real_path
 from halfbyte.progress import Progress
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
@@ -22,7 +23,7 @@ def check_writable(file: Path | None, option: str = "--json") -> None:
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise HalfbyteError(f"{option} {file}: give a file in a folder that exists")
     # A regular file is replaced; a device or a pipe is opened.
-    real = file.resolve()
+    real = real_path(file)
     asked, needed = (real, os.W_OK) if real.exists() and not real.is_file() else (real.parent, os.W_OK | os.X_OK)
     if not os.access(asked, needed):
         raise HalfbyteError(f"{option} {file}: no permission there, or a read-only disk; choose another {option}")

@@ -19,6 +19,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEAST = 2**16
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path without links; of links in a circle as far as they lead."""
+    # `Path.resolve` raises RuntimeError there before Python 3.13.
+    return Path(os.path.realpath(path))
+
+
 def open_file(path: Path | str) -> BinaryIO:
     """Open a file to read it; raises `OSError` also for a pipe or a device, which may have no end or never begin."""
     # Without O_NONBLOCK opening a pipe waits for who writes into it.

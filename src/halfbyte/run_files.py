@@ -13,7 +13,7 @@ from typing import Any
 
 from halfbyte.artifact_files import MAX_JSON_BYTES, json_bytes, write_files
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import read_file
+from halfbyte.files import read_file, real_path
 from halfbyte.form import misfit, nullable, number, whole
 from halfbyte.report.comparison import RunFacts, compare_runs
 from halfbyte.report.run import render_run
@@ -78,11 +78,11 @@ def compare(folders: Sequence[str | Path]) -> dict[str, Any]:
     """
     places = [Path(folder) for folder in folders]
     for position, place in enumerate(places):
-        if place.resolve() in (other.resolve() for other in places[:position]):
+        if real_path(place) in (real_path(other) for other in places[:position]):
             raise HalfbyteError(f"{place} is given twice; give each run once")
     runs = [read_run(place) for place in places]
     # A folder's own name where it tells the runs apart.
-    short = [place.resolve().name for place in places]
+    short = [real_path(place).name for place in places]
     names = short if len(set(short)) == len(short) else [str(place) for place in places]
     return compare_runs(
         [RunFacts(name, run.metrics, run.findings, run.bench) for name, run in zip(names, runs, strict=True)]

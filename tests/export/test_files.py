@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -133,6 +135,13 @@ def test_a_missing_package_has_its_remedy(halfbyte, folder, monkeypatch, verb, a
 
 def test_a_folder_that_is_no_artifact(halfbyte, tmp_path):  # noqa: F811
     halfbyte("export", tmp_path, "--out", tmp_path / "m.onnx").refused("not an artifact")
+
+
+def test_an_artifact_of_links_in_a_circle(halfbyte, folder, tmp_path):  # noqa: F811
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    (own / "model.safetensors").unlink()
+    (own / "model.safetensors").symlink_to("model.safetensors")
+    halfbyte("export", own, "--out", tmp_path / "model.onnx").refused("model.safetensors", "symbolic links")
 
 
 def test_weights_of_8_bits_are_named(program):

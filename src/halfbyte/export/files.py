@@ -10,6 +10,7 @@ from typing import Any
 
 from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, read_facts, write_files
 from halfbyte.errors import HalfbyteError, check_installed, did_you_mean
+from halfbyte.files import real_path
 from halfbyte.program.load import load_program
 from halfbyte.program.ops import Array
 from halfbyte.progress import Progress
@@ -59,7 +60,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise HalfbyteError(f"--out {out}: give a file in a folder that exists")
     for path in _places(options):
-        if path.resolve() in {(folder / name).resolve() for name in ARTIFACT}:
+        if real_path(path) in {real_path(folder / name) for name in ARTIFACT}:
             raise HalfbyteError(f"--out {out} would replace a file of the artifact; choose another --out")
         if path.exists() and not options.force:
             raise HalfbyteError(f"--out {path} exists; replace it with --force, or choose another --out")
