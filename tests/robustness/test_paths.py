@@ -96,7 +96,8 @@ def test_an_input_that_is_not_there_is_told(commands, inputs, place, title):
     for position, part in enumerate(whole):
         if isinstance(part, Path) and part.is_relative_to(inputs.folder):
             wrong = [*whole[:position], place / "not\nthere", *whole[position + 1 :]]
-            commands.run(*wrong, folder=place).refused(str(place), "not there")
+            # In one line: with a space for the line's end, or quoted as Python does.
+            commands.run(*wrong, folder=place).refused(f"{place}/not", "there")
     assert tree(place) == {}
 
 
