@@ -38,11 +38,10 @@ from halfbyte.prepare import model_state, prepare
 from halfbyte.program.lower import lower
 from halfbyte.program.ops import Program
 from halfbyte.progress import Progress
-from halfbyte.quantizers.log import AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import AdaLogQuantizer, LogQuantizer, LogSqrt2Quantizer, level_bits_behind_gelu
 from halfbyte.recipe import BitPlan
 from halfbyte.runtime import Engine
 from halfbyte.runtime.native import isa
-from halfbyte.steps.adalog import usual_level_bits
 
 MODELS = {
     "deit_tiny_patch16_224": (("w4a4", "adalog w4a4", "w3a3", "w6a6", "w8a8"), ((1, 1), (2, 1), (1, 8), (2, 8))),
@@ -100,7 +99,7 @@ def quantized(model: nn.Module, form: str, images: Tensor) -> Program:
         if site.role == "pv":
             module.set_quantizer("left", AdaLogQuantizer(bits[1]) if "adalog" in form else LogSqrt2Quantizer(bits[1]))
         elif site.role == "fc2" and "adalog" in form:
-            shifted = AdaLogQuantizer(bits[1], shift=-GELU_MINIMUM, level_bits=usual_level_bits(bits[1]))
+            shifted = AdaLogQuantizer(bits[1], shift=-GELU_MINIMUM, level_bits=level_bits_behind_gelu(bits[1]))
             module.set_quantizer("input", shifted)
     with model_state(model, "observe", fit):
         model(images)

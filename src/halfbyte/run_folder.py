@@ -105,9 +105,11 @@ class RunFolder:
         """What a run did not come to remove that was killed behind the last line of its log."""
         with suppress(OSError):
             if self.writes and has_state(self.path) and (held := lock(self.path)) is not None:
-                if self.found() is Found.FINISHED:
-                    remove_state(self.path)
-                held.release()
+                try:
+                    if self.found() is Found.FINISHED:
+                        remove_state(self.path)
+                finally:
+                    held.release()
 
     def start(self) -> None:
         """Make the folder and write down what the run is; results of an earlier run stay until there are new ones."""

@@ -29,6 +29,7 @@ from halfbyte.quantizers.log import (
     Log2Quantizer,
     LogQuantizer,
     LogSqrt2Quantizer,
+    level_bits_behind_gelu,
 )
 from halfbyte.quantizers.twin import TwinUniformQuantizer
 from halfbyte.quantizers.uniform import UniformQuantizer
@@ -46,11 +47,6 @@ _UNFOLDED = 2**24
 Operands = dict[str, Tensor]
 
 
-def usual_level_bits(bits: int) -> int:
-    """Of the levels of logarithmic codes behind GELU: codes of at most 4 bits lose nothing measured as bytes."""
-    return 8 if bits <= 4 else LEVEL_BITS
-
-
 @dataclass(frozen=True)
 class AdaLog:
     """Search every scale, zero point and base for the error of the site's output, in the float model.
@@ -58,8 +54,8 @@ class AdaLog:
     images: calibration images. candidates, steps, rounds: the size of each search and how often the operands of a site
     take turns. post_softmax, post_gelu: the quantizer of attention maps and of inputs behind GELU (adalog, log2,
     log_sqrt2, uniform, twin_uniform). gelu_level_bits: of the whole numbers that logarithmic codes behind GELU stand
-    for; those of at most 8 bits are multiplied as bytes, others as 16-bit numbers. 0: 8 for codes of at most 4 bits, 15
-    for others. race: rank candidates on a part of the tokens and decide among the best on all.
+    for; those of at most 8 bits are multiplied as bytes, others as 16-bit numbers. 0: 8 for AdaLog's codes of at most 4
+    bits, 15 for others. race: rank candidates on a part of the tokens and decide among the best on all.
     """
 
     calibrates: ClassVar[bool] = True
@@ -174,8 +170,10 @@ class _SearchedBlock:
             inputs = TwinOperand(values, bits, self.settings, signed=True)
         else:
             exact = self.session.recipe.paper_exact
-            level_bits = self.step.gelu_level_bits or (LEVEL_BITS if exact else usual_level_bits(bits))
-            like = LOGS[self.step.post_gelu](bits, paper_exact=exact, shift=shift, level_bits=level_bits)
+            kind = LOGS[self.step.post_gelu]
+            usual = level_bits_behind_gelu(bits) if kind is AdaLogQuantizer and not exact else LEVEL_BITS
+            level_bits = self.step.gelu_level_bits or usual
+            like = kind(bits, paper_exact=exact, shift=shift, level_bits=level_bits)
             inputs = LogOperand(values, like, self.settings, search_scale=True)
         rows, quantizer = search_linear(
             inputs, WeightSearch(weight[None], module.quantizer("weight").bits, self.settings)

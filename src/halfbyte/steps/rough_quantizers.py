@@ -13,7 +13,7 @@ from halfbyte.layers.norm import ExactLayerNorm
 from halfbyte.layers.site import SiteModule, WeightedSite
 from halfbyte.prepare import model_state, site_module
 from halfbyte.quantizers.base import Quantizer
-from halfbyte.quantizers.log import GELU_SHIFT, AdaLogQuantizer, LogSqrt2Quantizer
+from halfbyte.quantizers.log import GELU_SHIFT, LEVEL_BITS, AdaLogQuantizer, LogSqrt2Quantizer, level_bits_behind_gelu
 from halfbyte.quantizers.uniform import UniformQuantizer
 from halfbyte.session import Session
 
@@ -67,7 +67,8 @@ class RoughQuantizers:
         if maps or isinstance(feeds, ExactGELU):
             shift = 0.0 if maps else GELU_SHIFT
             if self._searched:
-                return fit_adalog(AdaLogQuantizer(bits, shift=shift), x)
+                level_bits = LEVEL_BITS if maps else level_bits_behind_gelu(bits)
+                return fit_adalog(AdaLogQuantizer(bits, shift=shift, level_bits=level_bits), x)
             log = LogSqrt2Quantizer(bits, shift=shift)
             log.set_scale(x.amax() + shift)
             return log

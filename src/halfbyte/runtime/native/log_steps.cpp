@@ -63,7 +63,7 @@ LogSteps log_steps_of(const unsigned char* codes) {
     steps.sure = of_zeros >= last ? static_cast<float>(of_zeros) : std::numeric_limits<float>::infinity();
     steps.apart = std::numeric_limits<float>::infinity();
     for (int g = 1; g < last; ++g)
-        steps.apart = std::fmin(steps.apart, (steps.limit[g - 1] - steps.limit[g]) / (steps.limit[g] + 11.0F));
+        steps.apart = std::fmin(steps.apart, (steps.limit[g - 1] - steps.limit[g]) / (steps.limit[g] + largest_of_small + 1.0F));
     if (far == last && 0.0431 * slope + crooked < 0.45) steps.straight = 0.043F;
     return steps;
 }

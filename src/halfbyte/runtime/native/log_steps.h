@@ -3,6 +3,9 @@
 
 namespace halfbyte {
 
+// An input of a nonlinearity whose value is near a limit is at most this, or not larger than the limit and 1 more.
+constexpr float largest_of_small = 10.0F;
+
 // Codes 0 to `last` that fall as values rise, nearly evenly in their logarithm: v = start - slope * log2(value) is within
 // 0.5 + crooked of the code.
 struct LogSteps {
@@ -13,7 +16,7 @@ struct LogSteps {
     // Whether v stays within one of the code, above or below, with a float's bits in the place of its logarithm, made as
     // large as the logarithm on average by adding `straight`. 0: not.
     float straight = 0;
-    // The least distance of two neighbouring limits, in parts of the lower one and 11 more.
+    // The least distance of two neighbouring limits, in parts of the lower one and largest_of_small + 1.
     float apart = 0;
     // Codes above g are those of values below limit[g], whose v is above border[g]; g is below `last`.
     float border[256] = {}, limit[256] = {};

@@ -79,7 +79,7 @@ void log_quantize(const float* __restrict x, size_t count, const PrefixTable& to
     quantize_table(x + i, count - i, to, codes + i);
 }
 
-// Wrong by at most 4e-6 of x, for x above -10: the quotient by 2.9e-6 (a fit to the rational function of gelu_of, clipped
+// Wrong by at most 4e-6 of x, for x above -10: the quotient by 3.4e-6 (a fit to the rational function of gelu_of, clipped
 // where that has become 1), and by the roundings of seven terms, all positive, above and below, and of the inverse.
 HALFBYTE_INLINE F rough_gelu_factor(F x) {
     const F c = lesser(spread_float(4.5F), greater(spread_float(-4.5F), x)), s = multiply_float(c, c);
@@ -117,15 +117,14 @@ void rough_gelu_quantize(const float* __restrict x, size_t count, const Uniform&
 
 // A value is wrong by what the factor is, and by the roundings of product and sum, here and in the definition. That changes
 // its code only next to a limit, and next to one a value is compared with that one: its logarithm is told to 0.45 codes, and
-// the 0.05 that are left are at least a 27th of the distance to the next limit. A value near a limit is that of an input of
-// at most 10, or of hardly more than the limit.
+// the 0.05 that are left are at least a 34th of the distance to the next limit, however crooked the limits may be.
 void rough_gelu_quantize_table(const float* __restrict x, size_t count, const PrefixTable& to, uint8_t* __restrict codes) {
     const Logarithm log(*to.log);
-    constexpr float least = -10.0F, of_x = 4.3e-6F;
+    constexpr float least = -largest_of_small, of_x = 4.3e-6F;
     const float of_shift = 1.3e-7F * to.shift + 1e-30F;
     const auto encode = [&](const float* v, size_t few, uint8_t* own) { log_quantize(v, few, to, own); };
     size_t i = 0;
-    if (log.usable && to.shift >= 0.0F && to.log->apart > 32.0F * (of_x + of_shift / 11.0F)) {
+    if (log.usable && to.shift >= 0.0F && to.log->apart > 40.0F * (of_x + of_shift / (largest_of_small + 1.0F))) {
         const F shift = spread_float(to.shift), doubt = spread_float(of_shift), share = spread_float(of_x);
         for (; i + lanes <= count; i += lanes) {
             F limit;
