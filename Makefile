@@ -11,11 +11,13 @@ demo: $(INSTALLED)
 	$(BIN)/halfbyte quantize --out runs/demo --force
 
 # The models of the tests are small: a process a core is nearly twice as fast as a thread a core.
+SPREAD = -n auto --maxprocesses 4 --dist worksteal
+
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 test-slow: $(INSTALLED) $(DOCS_INSTALLED) $(if $(shell command -v $(CXX)),test-asan)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SPREAD)
 
 # The kernels in a copy of the package that ends where memory is misused. Python itself is not built so: the sanitizer's library
 # must be there first, with C++'s own, whose exceptions it watches. What is not freed is Python's business.
@@ -26,7 +28,7 @@ test-asan: $(INSTALLED)
 	PYTHONPATH=$(ASAN)/lib OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(BIN)/python -m pytest $(ASAN_TESTS) -m ""
+	$(BIN)/python -m pytest $(ASAN_TESTS) -m "" $(SPREAD)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
