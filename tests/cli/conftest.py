@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.cli.reproducing import ROWS, TABLE
 
 from halfbyte import api
 from halfbyte.__main__ import main
@@ -208,3 +209,35 @@ def _interrupt(*_, **__):
 def interrupt() -> Callable[..., None]:
     """Put in a function's place, stops the run there as by Ctrl-C."""
     return _interrupt
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    (tmp_path / "rotated.yaml").write_text("name: rotated\nsteps: [rotate, percentile]")
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    return tmp_path / "mine.yaml"
+
+
+@pytest.fixture
+def reproduce(halfbyte, table, out):
+    """`halfbyte reproduce` of the table, with rows added to it; options given later win."""
+
+    def run(*options: object, added: tuple[str, ...] = ()):
+        table.write_text(TABLE + "".join(ROWS[name] for name in added))
+        return halfbyte("reproduce", table, "--limit", 16, "--workers", 0, "--out", out, *options)
+
+    return run
+
+
+@pytest.fixture
+def filled(out):
+    """The table that was written, without what differs between two runs of one command."""
+
+    def read(folder: Path = out) -> dict:
+        facts = json.loads((folder / "table.json").read_text())
+        for entry in facts["rows"]:
+            for key in ("seconds", "peak_rss_bytes") if entry["ours"] else ():
+                del entry["ours"][key]
+        return facts
+
+    return read
