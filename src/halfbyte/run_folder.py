@@ -39,6 +39,14 @@ class Found(Enum):
     OTHER = "something else"
 
 
+class OtherSettingsError(HalfbyteError):
+    """The run that is there has other settings: `differing` names them."""
+
+    def __init__(self, path: Path, differing: str) -> None:
+        super().__init__(f"--out {path} holds a run with other settings ({differing}); resume with the same")
+        self.differing = differing
+
+
 class RunFolder:
     """`settings` are the plain values that decide a run's result; a run continues only under the same ones.
 
@@ -95,8 +103,7 @@ class RunFolder:
             raise HalfbyteError(f"--out {self.path} holds no run to resume; choose another --out, or --force")
         changed = _differences(self._entries()[0].get("settings"), self.settings)
         if changed:
-            differ = ", ".join(changed)
-            raise HalfbyteError(f"--out {self.path} holds a run with other settings ({differ}); resume with the same")
+            raise OtherSettingsError(self.path, ", ".join(changed))
         if found is Found.FINISHED:
             self._drop_left_state()
         return found

@@ -15,7 +15,7 @@ rows:
 """
 # What a row that cannot be run here adds to the table.
 ROWS = {
-    "long": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [qla], long: a week}\n",
+    "long": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [qla], long: a week, bounded_by: [qla.images]}\n",
     "labels": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [vvtq], labels: a teacher's}\n",
     "images": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [qla], settings: [qla.images=4000]}\n",
     "step": "  - {model: resnet, bits: w3a3, top1: 1, recipes: [rotated.yaml]}\n",

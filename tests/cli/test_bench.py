@@ -80,8 +80,6 @@ def test_times_that_cannot_be_kept_are_still_told(halfbyte: Command, artifact, n
 
 @needs_extension
 def test_onnxruntime_and_openvino(artifact, no_compiler) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-        pytest.importorskip(package)
     facts = bench(artifact, against="onnxruntime,openvino", threads=1, rounds=2, progress=QUIET)
     assert [row["engine"] for row in facts["rows"]] == [
         "onnxruntime float", "onnxruntime int8 static", "onnxruntime int8 dynamic", "openvino float", "native"

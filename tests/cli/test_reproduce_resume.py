@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from tests.cli.reproducing import RUNS
+from tests.cli.reproducing import RUNS, TABLE
 
 from halfbyte import api
 from halfbyte.run_folder import RunFolder
@@ -40,6 +40,48 @@ def test_only_the_same_command_goes_on(reproduce, filled, out, read_run):
     assert read_run(out / "mine" / RUNS[0]).artifact == first
     assert reproduce("--rows", "resnet-*w8a8", "--seed", 1, "--force").code == 0
     assert filled()["rows"][0]["seed"] == 1
+
+
+def test_finished_rows_stay_in_the_table_whatever_joins_them(reproduce, filled, out, tmp_path, monkeypatch, interrupt):
+    assert reproduce("--rows", "resnet-percentile-w4a4").code == 0
+    first = filled()["rows"]
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "finish", interrupt)
+        assert reproduce("--rows", "resnet-percentile-w8a8", "--resume").code == 130
+    assert filled()["rows"] == first
+    assert reproduce("--rows", "resnet-percentile-w8a8", "--resume").code == 0
+    assert filled()["rows"][1:] == first
+    assert reproduce("--resume").code == 0
+    assert reproduce("--out", tmp_path / "whole").code == 0
+    assert filled() == filled(tmp_path / "whole")
+
+
+def test_a_finished_row_is_kept_when_it_is_asked_for_with_other_settings(reproduce, filled, out):
+    rows = ("--rows", "resnet-percentile-*", "--rows", "resnet-minmax-*")
+    assert reproduce("--rows", "resnet-percentile-w8a8").code == 0
+    first = filled()["rows"][0]
+    done = reproduce(*rows, "--set", "percentile.images=8", "--resume")
+    assert done.code == 0, done.err
+    kept, *others = filled()["rows"]
+    reason = kept.pop("reason")
+    assert reason.startswith("run with other settings (calib_images, recipe.steps)")
+    assert kept | {"reason": None} == first
+    assert [row["changed"] for row in others] == [["percentile.images=8"], []]
+    assert f"kept: {RUNS[0]}: {reason}" in done.out
+    assert f"- kept: {RUNS[0]}: {reason}" in (out / "table.md").read_text()
+    assert reproduce(*rows[:2], "--resume").code == 0
+    assert filled()["rows"][0] == first
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 1, "tables": {}, "rows": [{"table": "mine"}]}', "[" * 10**5]
+)
+def test_a_damaged_table_is_written_anew(reproduce, filled, out, text):
+    assert reproduce("--rows", "resnet-*w8a8").code == 0
+    first = filled()
+    (out / "table.json").write_text(text)
+    assert reproduce("--rows", "resnet-*w8a8", "--resume").code == 0
+    assert filled() == first
 
 
 def test_a_killed_forced_run_does_not_take_up_what_was_there_before(reproduce, filled, out, monkeypatch, interrupt):
@@ -94,6 +136,11 @@ def test_a_killed_command_goes_on_to_the_same_table(reproduce, filled, out, tmp_
 def test_what_is_wrong_for_all_rows_is_refused_before_anything_is_written(reproduce, out, options, parts):
     reproduce(*options).refused(*parts)
     assert not out.exists()
+
+
+def test_a_bound_that_no_step_has_is_told(reproduce, out, table, halfbyte):
+    table.write_text(TABLE.replace("w8a8, top1: 91.0", "w8a8, top1: 91.0, long: a week, bounded_by: [qla.images]"))
+    halfbyte("reproduce", table, "--out", out).refused("bounded_by names no parameter", RUNS[0])
 
 
 def test_models_without_images_of_their_own_need_a_folder(reproduce, out):

@@ -28,7 +28,6 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "export.md"
 @pytest.fixture
 def load() -> Callable[[Any, Path], Any]:
     """The function of the documentation."""
-    pytest.importorskip("torchao")
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTED.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -76,6 +76,7 @@ def test_rows_take_what_they_lack_from_their_table(table, tmp_path):
         ("w4a8", "w4a9", r"rows\[0\]\.bits must be such as w4a8, each from 2 to 8, not 'w4a9'"),
         ("bits: w4a8", "bit: w4a8", r"rows\[0\]: unknown key 'bit'; did you mean bits"),
         ("top1: 90}", "top1: nan}", "must be a percentage"),
+        ("top1: 90}", "top1: 90, long: a week, bounded_by: null}", r"rows\[0\]: long needs bounded_by"),
         ("top1: 90}", "top1: .nan}", "must be a percentage"),
     ],
 )  # fmt: skip
@@ -146,7 +147,7 @@ def test_the_rows_of_the_package_can_be_run(name):
         ("qla", "swin_tiny-qla-paper-w4a4", 78.8),
         ("qla", "resnet50-percentile-qla-paper-w5a5", 74.6),
         ("vvtq", "sret_t-vvtq-w2a2", 67.53),
-        ("brecq", "resnet18-brecq-w2a4", 65.21),
+        ("brecq", "resnet18-brecq-folded-w2a4", 65.21),
     ],
 )
 def test_figures_are_those_that_were_published(table, row, top1):

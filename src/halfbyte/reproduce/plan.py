@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 
 from halfbyte.continuation import TRAINS
@@ -33,7 +33,7 @@ class Request:
     """What `halfbyte reproduce` is asked for; the fields are the options of the command.
 
     tables: names or files, none for all that come with the package. rows: glob patterns on the rows' names. data: a
-    folder in one of `LAYOUTS`, in the place of `calib` (also what a training sees) and `val`. settings: bound the steps
+    folder in one of `LAYOUTS`, in the place of `calib` (also what a training sees) and `val`. settings: change steps
     that a row's recipe has. crop_pct, interpolation: in the place of the row's own.
     """
 
@@ -66,10 +66,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The run of a row, and in what it is less than the published one."""
+    """The run of a row, and what is other in it than the row says."""
 
     options: Options
-    bounded: tuple[str, ...]
+    changed: tuple[str, ...]
 
 
 class Planner:
@@ -93,7 +93,9 @@ class Planner:
             self._count(self.calib)
         fitting = {setting for row in rows for setting in self._fitting(row)}
         for row in rows:
-            self.recipe(row)
+            recipe = self.recipe(row)
+            if row.long is not None and not _amounts(row, recipe):
+                raise HalfbyteError(f"{row.table}/{row.name}: bounded_by names no parameter of its recipe's steps")
         for setting in request.settings:
             if setting not in fitting:
                 raise HalfbyteError(f"--set {setting}: no row's recipe has such a step; give step.key=value")
@@ -106,32 +108,35 @@ class Planner:
         """The run of a row into the folder `out`; raises `MissingError` for what is not here, unless it is finished."""
         options, recipe = self._named(row), self.recipe(row)
         published = resolved_recipe(replace(options, settings=row.settings))
-        bounded = [*self._fitting(row)] if recipe.as_dict() != published.as_dict() else []
+        changed = [*self._fitting(row)] if recipe.as_dict() != published.as_dict() else []
         trains = any(call.name in TRAINS for call in recipe.steps)
-        step, asked = max(((call.name, call.parameters.get("images", 1)) for call in recipe.steps), key=itemgetter(1))
+        asked = [(call.name, call.parameters.get("images", 1)) for call in recipe.steps]
+        most = max(images for _, images in asked)
         available = self._count(self.calib)
         weights = self._weights_file(row)
         if RunFolder(out, {}).found() is not Found.FINISHED:
-            if row.long is not None and self.device.type == "cpu" and not bounded:
-                raise MissingError(f"{row.long}: too long without a GPU; bound it with --set")
+            if row.long is not None and self.device.type == "cpu" and not _bounded(row, recipe, published):
+                raise MissingError(
+                    f"{row.long}: too long without a GPU; bound it by --set, of {' or '.join(row.bounded_by)}"
+                )
             if trains and row.labels is not None and self.request.labels is None:
                 raise MissingError(f"needs {row.labels}; give --labels DIR")
-            if asked > available and not recipe.fewer_images:
+            if most > available and not recipe.fewer_images:
+                bounds = [f"--set {step}.images={available}" for step, images in asked if images > available]
                 raise MissingError(
-                    f"{step} asks for {asked} calibration images, and there are {available}; "
-                    f"--set {step}.images={available} bounds it"
+                    f"needs {most} calibration images, and there are {available}; bound it by {' '.join(bounds)}"
                 )
             if weights is None and row.model.checkpoint not in BUILTIN_MODELS:
                 self._ask_hub(row.model.checkpoint)
-        if asked > available:
-            bounded.append(f"{available} calibration images")
+        if most > available:
+            changed.append(f"{available} calibration images")
         options = replace(
-            options, calib=self.calib, val=self.val, calib_images=min(asked, available), weights=weights, out=out,
+            options, calib=self.calib, val=self.val, calib_images=min(most, available), weights=weights, out=out,
             data=self.calib if trains else None, labels=self.request.labels if trains else None,
             crop_pct=self.request.crop_pct or row.model.crop_pct,
             interpolation=self.request.interpolation or row.model.interpolation,
         )  # fmt: skip
-        return Plan(options, tuple(bounded))
+        return Plan(options, tuple(changed))
 
     def _named(self, row: Row) -> Options:
         return replace(
@@ -165,6 +170,19 @@ class Planner:
             self._hub[checkpoint] = _absent(checkpoint, self.request.weights_dir is not None)
         if (missing := self._hub[checkpoint]) is not None:
             raise missing
+
+
+def _bounded(row: Row, recipe: Recipe, published: Recipe) -> bool:
+    """Whether the recipe has less than the published of what makes its run long."""
+
+    whole = _amounts(row, published)
+    return any(amount < whole[key] for key, amount in _amounts(row, recipe).items())
+
+
+def _amounts(row: Row, recipe: Recipe) -> dict[str, float]:
+    """Of the recipe's parameters, those that bound the row's run, where 0 (of minutes, of images) is no bound."""
+    given = ((f"{call.name}.{key}", value) for call in recipe.steps for key, value in call.parameters.items())
+    return {key: value or math.inf for key, value in given if key in row.bounded_by}
 
 
 def _absent(checkpoint: str, searched: bool) -> MissingError | None:

@@ -14,24 +14,25 @@ from halfbyte.artifact_files import write_files
 from halfbyte.distributed import World, world
 from halfbyte.errors import HalfbyteError, outside_reason
 from halfbyte.progress import Progress
+from halfbyte.reproduce.earlier import DONE, FAILED, OPEN, SKIPPED, Entries, earlier_table
 from halfbyte.reproduce.plan import MissingError, Planner, Request
 from halfbyte.reproduce.show import as_markdown
-from halfbyte.reproduce.table import Row, chosen_rows, load_tables
-from halfbyte.run_folder import Found, RunFolder
+from halfbyte.reproduce.table import Row, Table, chosen_rows, load_tables
+from halfbyte.run_folder import Found, OtherSettingsError, RunFolder
 
 JSON, MARKDOWN = "table.json", "table.md"
 # Of a run's metrics, what the table keeps.
 FACTS = ("weights", "paper_exact", "images", "float", "quantized", "bytes", "operations", "seconds",
          "peak_rss_bytes", "environment")  # fmt: skip
-OPEN, DONE, SKIPPED, FAILED = "open", "done", "skipped", "failed"
 
 
 def reproduce(request: Request, progress: Progress | None = None) -> dict[str, Any]:
     """Run the rows that are missing and write `table.json` and `table.md` into the request's `out`; returns the former.
 
     A row whose weights, images or labels are not here is skipped, one that fails is noted with its error, and the
-    others go on. With `resume` finished rows are kept, an unfinished one continues, skipped and failed ones are tried
-    again. Raises `HalfbyteError` for what would be wrong for every row, before the folder is made.
+    others go on. With `resume` finished rows are kept, those that are not asked for too; an unfinished one continues,
+    skipped and failed ones are tried again. Raises `HalfbyteError` for what would be wrong for every row, before the
+    folder is made.
     """
     with world() as processes:
         progress = (progress or Progress()) if processes.leads else Progress(quiet=True)
@@ -48,12 +49,16 @@ def reproduce(request: Request, progress: Progress | None = None) -> dict[str, A
             with processes.agreed():
                 if found is Found.NOTHING:
                     _begin(folder, rows)
-            entries = [_entry(row, request.seed) for row in rows]
-            titles = {table.name: table.title for table in tables if any(row.table == table.name for row in rows)}
-            facts = {"schema": 1, "tables": titles, "rows": entries}
-            for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=1):
+            titles, entries = earlier_table(folder.path / JSON)
+            for row in rows:
+                # A finished row stays so in the table until it is known what becomes of it now.
+                if entries.get(row.key, {"status": OPEN})["status"] != DONE:
+                    entries[row.key] = _entry(row, request.seed)
+            for number, row in enumerate(rows, start=1):
                 progress.say(f"row {number} of {len(rows)}: {row.table}/{row.name}")
-                entry |= _outcome(row, planner, folder, progress, alone=processes.size == 1)
+                ended = _outcome(row, entries[row.key], planner, folder, progress, alone=processes.size == 1)
+                entries[row.key] = ended
+                facts = _table(titles, tables, entries)
                 _write(facts, folder)
             if found is not Found.FINISHED:
                 folder.log("finished")
@@ -72,8 +77,10 @@ def _folder(request: Request, processes: World) -> RunFolder:
 
 
 def _begin(folder: RunFolder, rows: list[Row]) -> None:
-    """Make the folder, and remove earlier runs of the rows, which may have had other settings."""
+    """Make the folder, and remove the table and earlier runs of the rows, which may have had other settings."""
     folder.start()
+    for name in (JSON, MARKDOWN) if folder.writes else ():
+        (folder.path / name).unlink(missing_ok=True)
     for row in rows if folder.writes else ():
         place = _place(folder, row)
         if RunFolder(place, {}).found() in (Found.FINISHED, Found.UNFINISHED):
@@ -84,17 +91,24 @@ def _place(folder: RunFolder, row: Row) -> Path:
     return folder.path / row.table / row.name
 
 
-def _outcome(row: Row, planner: Planner, folder: RunFolder, progress: Progress, alone: bool) -> dict[str, Any]:
-    """What became of a row: the part of its entry that a run decides."""
+def _outcome(
+    row: Row, entry: dict[str, Any], planner: Planner, folder: RunFolder, progress: Progress, alone: bool
+) -> dict[str, Any]:
+    """What the table has of a row behind its run; `entry` is what it had before."""
+    fresh = _entry(row, planner.request.seed)
     try:
         plan = planner.plan(row, _place(folder, row))
         metrics = quantize(plan.options, progress=progress).metrics
         ours = {fact: metrics.get(fact) for fact in FACTS}
-        return {"status": DONE, "reason": None, "bounded": list(plan.bounded), "ours": ours}
+        return fresh | {"status": DONE, "changed": list(plan.changed), "ours": ours}
     except MissingError as error:
         progress.say(f"skipped: {error}")
-        return {"status": SKIPPED, "reason": str(error)}
+        return fresh | {"status": SKIPPED, "reason": str(error)}
     except Exception as error:  # whatever a model or a machine does to one row, the others are still wanted
+        if isinstance(error, OtherSettingsError) and entry["status"] == DONE:
+            reason = f"run with other settings ({error.differing}); to run it with these, remove its folder"
+            progress.say(f"kept: {reason}")
+            return entry | {"reason": reason}
         told = isinstance(error, HalfbyteError)
         if not (told or alone):
             raise  # other processes wait for this one in the same row
@@ -103,12 +117,20 @@ def _outcome(row: Row, planner: Planner, folder: RunFolder, progress: Progress, 
         folder.log("failed", row=f"{row.table}/{row.name}", error=reason, traceback=traceback.format_exc())
     # The traceback held the model; what the next row needs is to be free by then.
     gc.collect()
-    return {"status": FAILED, "reason": reason}
+    return fresh | {"status": FAILED, "reason": reason}
 
 
 def _named(error: Exception) -> str:
     first, *_ = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {first}"
+
+
+def _table(titles: dict[str, str], tables: list[Table], entries: Entries) -> dict[str, Any]:
+    """The facts of all rows, those of `tables` in their order, behind those of others."""
+    places = {row.key: place for place, row in enumerate(row for table in tables for row in table.rows)}
+    rows = [entries[key] for key in sorted(entries, key=lambda key: places.get(key, -1))]
+    known = {**titles, **{table.name: table.title for table in tables}}
+    return {"schema": 1, "tables": {row["table"]: known[row["table"]] for row in rows}, "rows": rows}
 
 
 def _write(facts: dict[str, Any], folder: RunFolder) -> None:
@@ -125,5 +147,5 @@ def _entry(row: Row, seed: int) -> dict[str, Any]:
         "recipe": Path(row.recipe).stem, "settings": list(row.settings),
         "bits": {"weight": row.weight_bits, "activation": row.activation_bits}, "notes": row.notes,
         "published": {"top1": row.top1, "float": row.model.top1, "source": row.source, "measured": row.measured},
-        "seed": seed, "status": OPEN, "reason": None, "bounded": [], "ours": None,
+        "seed": seed, "status": OPEN, "reason": None, "changed": [], "ours": None,
     }  # fmt: skip

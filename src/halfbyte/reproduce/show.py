@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table as Grid
@@ -31,7 +32,8 @@ def print_rows(rows: Iterable[Row]) -> None:
 def listed(row: Row) -> Facts:
     """The same of one row, for machines."""
     return {
-        "table": row.table, "row": row.name, "checkpoint": row.model.checkpoint, "top1": row.top1,
+        "table": row.table, "row": row.name, "checkpoint": row.model.checkpoint, "recipe": Path(row.recipe).stem,
+        "bits": {"weight": row.weight_bits, "activation": row.activation_bits}, "top1": row.top1,
         "float": row.model.top1, "source": row.source, "measured": row.measured, "settings": list(row.settings),
         "notes": row.notes,
     }  # fmt: skip
@@ -50,9 +52,9 @@ def print_facts(facts: Facts) -> None:
     if grid.rows:
         console.print(grid)
     for entry in facts["rows"]:
-        if entry["bounded"]:
-            console.print(f"bounded: {entry['row']}: {', '.join(entry['bounded'])}", highlight=False, soft_wrap=True)
-    for status, reasons in _missing(facts["rows"]).items():
+        if entry["changed"]:
+            console.print(f"changed: {entry['row']}: {', '.join(entry['changed'])}", highlight=False, soft_wrap=True)
+    for status, reasons in _told(facts["rows"]).items():
         for reason, names in reasons.items():
             console.print(f"{status}: {', '.join(names)}: {reason}", highlight=False, soft_wrap=True)
 
@@ -97,7 +99,7 @@ def _remarks(entries: list[Facts], done: list[Facts]) -> list[str]:
         for note in entry["notes"]:
             notes.setdefault(note, []).append(entry["row"])
     remarks = [f"{', '.join(names)}: {note}" for note, names in notes.items()]
-    for status, reasons in _missing(entries).items():
+    for status, reasons in _told(entries).items():
         remarks += [f"{status}: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     machines = dict.fromkeys(_machine(entry["ours"]["environment"]) for entry in done)
     return [*remarks, *(f"ours on {machine}" for machine in machines)]
@@ -109,12 +111,13 @@ def _machine(environment: Facts) -> str:
     return f"{where}, {environment['threads']} of {environment['cores']} cores, torch {environment['torch']}"
 
 
-def _missing(entries: list[Facts]) -> dict[str, dict[str, list[str]]]:
-    """The rows without figures by status and reason."""
+def _told(entries: list[Facts]) -> dict[str, dict[str, list[str]]]:
+    """The rows without figures, and those whose figures are of earlier settings, by status and reason."""
     found: dict[str, dict[str, list[str]]] = {}
     for entry in entries:
-        if entry["status"] != "done":
-            reasons = found.setdefault(entry["status"], {})
+        done = entry["status"] == "done"
+        if entry["reason"] is not None or not done:
+            reasons = found.setdefault("kept" if done else entry["status"], {})
             reasons.setdefault(entry["reason"] or "not run yet", []).append(entry["row"])
     return found
 
@@ -124,9 +127,9 @@ def _cells(entry: Facts) -> dict[str, str]:
     ours, published, bits = entry["ours"], entry["published"], entry["bits"]
     got, images = ours["quantized"], ours["images"]
     recipe = ", ".join([entry["recipe"], *entry["settings"]])
-    bounded = f"; bounded: {', '.join(entry['bounded'])}" if entry["bounded"] else ""
+    changed = f"; changed: {', '.join(entry['changed'])}" if entry["changed"] else ""
     return {
-        "model": entry["model"], "W/A": f"{bits['weight']}/{bits['activation']}", "recipe": recipe + bounded,
+        "model": entry["model"], "W/A": f"{bits['weight']}/{bits['activation']}", "recipe": recipe + changed,
         "published": _figure(published["top1"]), "its float": _figure(published["float"]),
         "its loss": _loss(published["float"], published["top1"]), "ours": _figure(got["top1"]),
         "our float": _figure(ours["float"]["top1"]), "our loss": _loss(ours["float"]["top1"], got["top1"]),

@@ -18,7 +18,7 @@ from halfbyte.strict_yaml import keys_and_values, package_files, parse_yaml, rea
 
 FOLDER = "reproduce/tables"
 # What a row takes from its table where it has none of its own (null: none at all); the first three must be somewhere.
-SHARED = ("source", "measured", "recipes", "settings", "labels", "long", "note")
+SHARED = ("source", "measured", "recipes", "settings", "labels", "long", "bounded_by", "note")
 TABLE_KEYS = ("title", *SHARED, "models", "rows")
 MODEL_KEYS = ("checkpoint", "top1", "crop_pct", "interpolation", "note")
 ROW_KEYS = ("model", "bits", "top1", *SHARED)
@@ -44,7 +44,8 @@ class Row:
     """A published top-1 in percent, and one recipe of ours (a name or a file) with `settings` to compare with it.
 
     `source` says where the figure is printed, `measured` with what it was measured. `labels` are the soft labels that
-    the training needs, `long` why a processor is too slow for it; both are words for a message.
+    the training needs, `long` why a processor is too slow for it; both are words for a message. `bounded_by` are the
+    parameters, as `step.key`, less of which makes it short enough.
     """
 
     table: str
@@ -58,12 +59,18 @@ class Row:
     settings: tuple[str, ...] = ()
     labels: str | None = None
     long: str | None = None
+    bounded_by: tuple[str, ...] = ()
     note: str | None = None
 
     @property
     def name(self) -> str:
         """The row's name in its table, also that of its run folder."""
         return f"{self.model.name}-{Path(self.recipe).stem}-w{self.weight_bits}a{self.activation_bits}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from every other row."""
+        return self.table, self.name
 
     @property
     def notes(self) -> list[str]:
@@ -168,15 +175,17 @@ class _Reader:
         if bits is None:
             raise HalfbyteError(f"{where}.bits must be such as w4a8, each from 2 to 8, not {shown(plain['bits'])}")
         texts = {key: self._text(plain, key, where) for key in ("labels", "long", "note") if key in plain}
-        settings = self._texts(plain, "settings", where) if "settings" in plain else ()
-        for setting in settings:
+        lists = {key: self._texts(plain, key, where) for key in ("settings", "bounded_by") if key in plain}
+        if "long" in texts and "bounded_by" not in lists:
+            raise HalfbyteError(f"{where}: long needs bounded_by, the parameters less of which makes the row short")
+        for setting in lists.get("settings", ()):
             if _SETTING.fullmatch(setting) is None:
                 raise HalfbyteError(f"{where}.settings are such as step.key=value, not {setting!r}")
         return [
             Row(
                 self.path.stem, models[model], int(bits[1]), int(bits[2]), self._recipe(recipe, where),
                 self._percent(plain, where), self._text(plain, "source", where), self._text(plain, "measured", where),
-                settings, **texts,
+                settings=lists.get("settings", ()), bounded_by=lists.get("bounded_by", ()), **texts,
             )
             for recipe in self._texts(plain, "recipes", where)
         ]  # fmt: skip
