@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from halfbyte.errors import HalfbyteError, ToldElsewhereError, outside_reason
+from halfbyte.printable import without_controls
 
 REFUSED, INTERRUPTED = 2, 130
 RESUMABLE = ("quantize", "train", "labels", "reproduce")
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def _refuse(reason: str) -> None:
-    print(f"halfbyte: {reason}", file=sys.stderr)
+    print(without_controls(f"halfbyte: {reason}"), file=sys.stderr)
     sys.exit(REFUSED)
 
 

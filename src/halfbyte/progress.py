@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from halfbyte.printable import without_controls
+
 T = TypeVar("T")
 PLAIN_INTERVAL = 10.0
 
@@ -39,7 +41,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One plain line about what happens now."""
         if not self.quiet:
-            print(text, file=self.stream, flush=True)
+            print(without_controls(text), file=self.stream, flush=True)
 
     def _bar(self, items: Iterable[T], description: str, total: int, detail: Callable[[], str] | None) -> Iterator[T]:
         columns = (

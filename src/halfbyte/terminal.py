@@ -8,17 +8,26 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from halfbyte.printable import without_controls
 from halfbyte.report.wording import bit_widths
 
 # Of a list of names.
 _SHOWN = 8
 
 
+class PlainConsole(Console):
+    """A console on which text, also a table's, is only text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(without_controls(text), **options)
+
+
 def open_console() -> Console:
     """A console for text of users."""
     # Names and paths come from the user: brackets and colons in them are no markup.
-    return Console(markup=False, emoji=False)
+    return PlainConsole(markup=False, emoji=False)
 
 
 def print_run(metrics: dict[str, Any], folder: Path) -> None:
@@ -94,7 +103,8 @@ def print_comparison(facts: dict[str, Any]) -> None:
         table.add_row("", f"{model} in float", top1, "", _megabytes(size), "", "")
     console = open_console()
     console.print(table)
-    console.print("best: no other run is as good for less, of top-1 and size, or top-1 and speed", highlight=False)
+    if facts["same_images"]:
+        console.print("best: no other run is as good for less, of top-1 and size, or top-1 and speed", highlight=False)
     for warning in facts["warnings"]:
         console.print(f"note: {warning}", highlight=False, soft_wrap=True)
 

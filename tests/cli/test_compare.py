@@ -96,3 +96,25 @@ def test_comparing_loads_neither_torch_nor_timm(finished_run, other_run) -> None
         [sys.executable, "-c", script, "compare", finished_run, other_run], check=True, capture_output=True, text=True
     ).stdout
     assert printed.endswith("set()\n")
+
+
+def test_names_of_others_do_not_reach_the_terminal_as_orders(halfbyte: Command, finished_run, tmp_path) -> None:
+    copy = tmp_path / "evil\x1b[31mred"
+    shutil.copytree(finished_run, copy)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["recipe"] = "\x1b]0;title\x07[bold]"
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    outcome = halfbyte("compare", finished_run, copy)
+    assert outcome.code == 0, outcome.err
+    assert "evil\ufffd[31mred" in outcome.out
+    assert "\ufffd]0;title\ufffd[bold]" in outcome.out
+    refused = halfbyte("compare", finished_run, tmp_path / "gone\x1b[31m")
+    assert "gone\ufffd[31m" in refused.err
+    for text in (outcome.out, refused.err):
+        assert not any(letter in text for letter in "\x1b\x07")
+
+
+def test_the_page_and_the_facts_are_two_files(halfbyte: Command, finished_run, other_run, tmp_path) -> None:
+    file = tmp_path / "both"
+    halfbyte("compare", finished_run, other_run, "--out", file, "--json", file).refused("--out and --json", "two files")
+    assert not file.exists()

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_the_comparison_leaves_its_facts_alone() -> None:
     ("other", "said"),
     [
         (changed(run("b"), model="deit_small"), "different models; only sites of the same name are compared"),
-        (changed(run("b"), images={"evaluation": 200}), "accuracies of different images: a (50,000 images), b (200"),
+        (changed(run("b"), images={"evaluation": 200}), "no Pareto front: a (50,000 images), b (200"),
         (RunFacts("b", run("b").metrics, facts.findings() | {"images": "00" * 32}), "accuracies of different images"),
         (changed(run("b"), weights={"sha256": "00" * 32}), "different float weights; each agreement is with its own"),
         (changed(run("b"), images={"evaluation": 0}), "b was not evaluated; it has no accuracy"),
@@ -89,6 +90,33 @@ def test_what_limits_a_comparison_is_said(other: RunFacts, said: str) -> None:
     found = compare_runs([run("a"), other])
     assert any(said in text for text in found["warnings"]), found["warnings"]
     assert said.partition(":")[0][1:] in render_comparison(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "fronts", "same_images"),
+    [
+        ({"paper_exact": True}, [{"size": True, "speed": True}, {"size": False, "speed": False}], True),
+        ({"images": {"evaluation": 8}}, [{"size": False, "speed": False}] * 2, False),
+    ],
+)
+def test_what_cannot_be_had_or_weighed_is_on_no_front(change, fronts, same_images) -> None:
+    found = compare_runs([run("a"), changed(run("b", 99.0, 1e6, 1.0), **change), run("c", 10.0, 9e6, 90.0)])
+    assert [row["front"] for row in found["runs"]][:2] == fronts
+    assert found["same_images"] == same_images
+    page = render_comparison(found)
+    assert ("on the front" in page, "Not drawn, as simulations" in page) == (same_images, same_images)
+
+
+def test_what_differs_in_any_run_is_chosen_though_the_first_ones_are_drawn() -> None:
+    runs = [run(name) for name in "abcde"]
+    last = copy.deepcopy(runs[-1].metrics)
+    last["sites"] = [{**site, "sqnr_db": 1.0 + number} for number, site in enumerate(last["sites"])]
+    page = render_comparison(compare_runs([*runs[:-1], RunFacts("e", last, runs[-1].findings, runs[-1].bench)]))
+    assert "Where runs differ most" in page
+    many = [{**last["sites"][0], "name": f"site{number}"} for number in range(500)]
+    page = render_comparison(compare_runs([changed(run("a"), sites=many), changed(run("b"), sites=many)]))
+    assert "The 400 sites that differ most as a table" in page
+    assert len(re.findall(">site[0-9]+<", page)) == 400
 
 
 def test_times_of_different_circumstances_are_not_drawn() -> None:

@@ -277,7 +277,10 @@ def test_a_trained_float_model_is_used_by_its_weights(read_page: Callable[..., A
 
 
 def test_a_simulation_is_called_one(read_page: Callable[..., Any]) -> None:
-    assert "Simulation only" in read_page(render_run(deit_tiny_metrics() | {"paper_exact": True}, RECIPE)).text()
+    text = read_page(render_run(deit_tiny_metrics() | {"paper_exact": True}, RECIPE)).text()
+    assert "Simulation only" in text
+    assert "halfbyte eval DIR" in text
+    assert not any(said in text for said in ("Engine(", "halfbyte bench", "halfbyte export"))
     assert "Simulation only" not in read_page(render_run(deit_tiny_metrics(), RECIPE)).text()
 
 

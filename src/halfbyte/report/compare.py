@@ -30,7 +30,7 @@ def render_comparison(facts: Mapping[str, Any]) -> str:
     runs = facts["runs"]
     sections = (
         section("Runs", _warnings(facts["warnings"]), _runs(runs)),
-        _trade_off(runs, "Accuracy and size", "artifact, MB", lambda run: _megabytes(run)),
+        _trade_off(facts, "Accuracy and size", ("artifact, MB", "MB"), _megabytes),
         _speed(facts),
         _sites(runs, facts["sites"]),
         _classes(runs, facts["classes"]),
@@ -66,31 +66,35 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Html:
     return lines(paragraph(text), element("div", table("Runs", columns, rows), class_="dense"))
 
 
-def _trade_off(runs: Sequence[Mapping[str, Any]], heading: str, unit: str, cost: Any) -> Html:
-    """Accuracy over what it costs; nothing where fewer than two runs have both."""
-    axis = "size" if "size" in heading else "speed"
-    known = [run for run in runs if cost(run) is not None and run["quantized"]["top1"] is not None]
+def _trade_off(facts: Mapping[str, Any], heading: str, names: tuple[str, str], cost: Any) -> Html:
+    """Accuracy over what it costs, by the names of axis and unit; nothing where fewer than two runs have both."""
+    runs, (axis, unit) = facts["runs"], names
+    best = "size" if "size" in heading else "speed"
+    known = [run for run in runs
+             if None not in (cost(run), run["quantized"]["top1"]) and not run["simulation"]]  # fmt: skip
     if len(known) < 2:
         return Html("")
     points = [
-        Point(run["label"], cost(run), run["quantized"]["top1"], run["front"][axis],
+        Point(run["label"], cost(run), run["quantized"]["top1"], run["front"][best],
               f"{run['label']} {run['name']}: {wording.percent(run['quantized']['top1'])}, {cost(run):.3g} {unit}")
         for run in known
     ]  # fmt: skip
     floats = {run["float"]["top1"] for run in known}
     reference = floats.pop() if len(floats) == 1 else None
     left = [run["label"] for run in runs if run not in known]
-    text = "Up and to the left is better. Runs on the Pareto front are filled and joined: no other is as good for less."
-    missing = f" Not drawn, as not all is known of them: {', '.join(left)}." if left else ""
+    text = "Up and to the left is better."
+    if facts["same_images"]:
+        text += " Runs on the Pareto front are filled and joined: no other is as good for less."
+    missing = f" Not drawn, as simulations or not all is known of them: {', '.join(left)}." if left else ""
     spoken = f"{heading}: " + "; ".join(point.title + (", on the front" if point.best else "") for point in points)
-    return section(heading, paragraph(text + missing), scatter(points, reference, unit, "top-1, %", spoken))
+    return section(heading, paragraph(text + missing), scatter(points, reference, axis, "top-1, %", spoken))
 
 
 def _speed(facts: Mapping[str, Any]) -> Html:
     if not facts["same_timing"]:
         return Html("")
     return _trade_off(
-        facts["runs"], "Accuracy and speed", "ms an image, native engine", lambda run: run["milliseconds"]
+        facts, "Accuracy and speed", ("ms an image, native engine", "ms"), lambda run: run["milliseconds"]
     )
 
 
@@ -102,6 +106,7 @@ def _sites(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]
     order = sorted(common, key=lambda site: -_spread(_ratios(site)))
     differing = [site for site in order if _spread(_ratios(site)) > 0][:_DRAWN_ROWS]
     chosen = sorted(differing, key=common.index)
+    listed = sites if len(sites) <= _MOST_ROWS else order[:_MOST_ROWS]
     return section(
         "Error per site",
         paragraph(
@@ -111,7 +116,7 @@ def _sites(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]
         _legend(runs),
         _grouped("Median by role", _by_role(common), runs, wording.decibels),
         _grouped("Where runs differ most", [(site["name"], _ratios(site)) for site in chosen], runs, wording.decibels),
-        details(f"All {len(sites):,} sites as a table", _site_table(runs, sites)),
+        details(f"{_title(sites, listed, 'sites')} as a table", _site_table(runs, listed)),
     )
 
 
@@ -137,7 +142,7 @@ def _site_table(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, 
     if len(runs) == 2:
         columns.append(Column("B − A, dB", "number"))
     rows = []
-    for site in sites[:_MOST_ROWS]:
+    for site in sites:
         cells = [site["name"], MEANING.get(site["role"], site["role"])]
         for found in site["runs"]:
             cells += [_NONE, _NONE] if found is None else [_bits(found), wording.decibels(found["sqnr_db"])]
@@ -164,7 +169,6 @@ def _classes(runs: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, A
     few = f" No class that differs has {LEAST_IMAGES} images, so that only the table is given."
     note = _drawn_note(runs) if chosen else few
     listed = order[:_MOST_ROWS] if len(common) > _MOST_ROWS else common
-    title = f"All {len(common):,} classes" if listed is common else f"The {_MOST_ROWS} classes that differ most"
     return section(
         "Accuracy by class",
         paragraph(f"Top-1 in percent of each class's images.{note}"),
@@ -172,8 +176,12 @@ def _classes(runs: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, A
         _grouped(
             "Where runs differ most", [(entry["name"], entry["top1"]) for entry in chosen], runs, lambda v: f"{v:.1f}"
         ),
-        details(f"{title} as a table", _class_table(runs, listed)),
+        details(f"{_title(common, listed, 'classes')} as a table", _class_table(runs, listed)),
     )
+
+
+def _title(all_of: Sequence[Any], listed: Sequence[Any], things: str) -> str:
+    return f"All {len(all_of):,} {things}" if listed is all_of else f"The {len(listed):,} {things} that differ most"
 
 
 def _least_images(entry: Mapping[str, Any]) -> int:
@@ -241,7 +249,7 @@ def _drawn_note(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(values: Sequence[float | None]) -> float:
-    known = [value for value in values[:_DRAWN_RUNS] if value is not None]
+    known = [value for value in values if value is not None]
     return max(known) - min(known) if len(known) > 1 else 0.0
 
 

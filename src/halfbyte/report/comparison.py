@@ -30,8 +30,9 @@ class RunFacts:
 def compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
     """The facts of `halfbyte compare --json`.
 
-    `runs` with a letter each, `sites` and `classes` with a value for each run (None where it has none), `warnings`, and
-    whether all times were taken on one machine with one setting (`same_timing`).
+    `runs` with a letter each, `sites` and `classes` with a value for each run (None where it has none), `warnings`,
+    whether all times were taken on one machine with one setting (`same_timing`), and all accuracies of the same images
+    (`same_images`): without that there is no Pareto front. A simulation is on none.
 
     Raises `HalfbyteError` for fewer than two runs, too many, and runs that tell different numbers of classes apart.
     """
@@ -42,14 +43,15 @@ def compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
     _refuse_other_classes(runs)
     rows = [_row(label, run) for label, run in zip(LABELS, runs, strict=False)]
     same_timing = len({found for run in runs if (found := _circumstances(run)) is not None}) < 2
-    values = [row["quantized"]["top1"] for row in rows]
+    same_images = len({found for run in runs if (found := _images(run)) is not None}) < 2
+    values = [row["quantized"]["top1"] if same_images and not row["simulation"] else None for row in rows]
     by_size = front([row["bytes"]["artifact"] for row in rows], values)
     by_speed = front([row["milliseconds"] if same_timing else None for row in rows], values)
     for row, small, fast in zip(rows, by_size, by_speed, strict=True):
         row["front"] = {"size": small, "speed": fast}
     return {
         "schema": 1, "runs": rows, "sites": _sites(runs), "classes": _classes(runs), "same_timing": same_timing,
-        "warnings": _warnings(runs),
+        "same_images": same_images, "warnings": _warnings(runs),
     }  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def _row(label: str, run: RunFacts) -> dict[str, Any]:
     size = mapping(metrics.get("bytes"))
     return {
         "label": label, "name": run.name, "model": wording.anything(metrics.get("model")), "method": method_of(metrics),
+        "simulation": metrics.get("paper_exact") is True,
         "images": number(mapping(metrics.get("images")).get("evaluation")),
         "float": {key: number(before.get(key)) for key in ("top1", "top5")},
         "quantized": {key: number(after.get(key)) for key in ("top1", "top5", "agreement", "kl")},
@@ -126,7 +129,10 @@ def _warnings(runs: Sequence[RunFacts]) -> list[str]:
     found = [
         _differs(runs, _model, "different models; only sites of the same name are compared"),
         _differs(
-            runs, _images, "accuracies of different images", lambda run: f"{wording.count(_evaluated(run))} images"
+            runs,
+            _images,
+            "accuracies of different images; there is no Pareto front",
+            lambda run: f"{wording.count(_evaluated(run))} images",
         ),
         _differs(runs, _first_name, "class names that differ; perhaps they are not the same classes"),
         _differs(runs, _circumstances, "times taken on other machines or with other settings; they are not drawn"),

@@ -5,23 +5,22 @@ from __future__ import annotations
 import html
 from typing import NewType
 
+from halfbyte.printable import printable
+
 Html = NewType("Html", str)
 """A fragment that is safe to put into a page. Functions take `str` where they escape and `Html` where they do not."""
 
 _VOID = frozenset({"meta", "img"})
-_KEPT_UNPRINTABLE = "\n\t\u00a0"
 
 
 def escape(text: str) -> Html:
     """`text` as HTML, also inside a quoted attribute.
 
-    Names come from users' files, so control characters, lone surrogates (which no encoding can write) and
-    direction overrides (which disguise a name) are shown as U+FFFD.
+    Names come from users' files, so what is not printable is shown as U+FFFD.
     """
-    shown = "".join(c if c.isprintable() or c in _KEPT_UNPRINTABLE else "\ufffd" for c in text)
     # The slashes of an address look the same as references, and a plain text search then proves that a page
     # refers to nothing outside itself.
-    return Html(html.escape(shown).replace("://", ":&#47;&#47;"))
+    return Html(html.escape(printable(text)).replace("://", ":&#47;&#47;"))
 
 
 def element(tag: str, *children: Html, **attributes: str | int | None) -> Html:

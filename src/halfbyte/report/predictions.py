@@ -54,7 +54,7 @@ def classes_section(findings: Mapping[str, Any]) -> Html:
     order = sorted(found, key=lambda entry: (-abs(entry.change), -entry.images))
     drawn = [entry for entry in order if entry.change and entry.images >= LEAST_IMAGES][:_DRAWN]
     listed = order[:_MOST_ROWS] if len(found) > _MOST_ROWS else found
-    title = f"All {len(found):,} classes" if listed is found else f"The {_MOST_ROWS} classes that changed most"
+    title = f"All {_classes(found)}" if listed is found else f"The {_MOST_ROWS} classes that changed most"
     listing = details(f"{title} as a table", _table(listed))
     return section("Accuracy by class", _summary(found, len(drawn)), _chart(drawn), listing)
 
@@ -64,7 +64,11 @@ def _summary(found: Sequence[ClassFacts], drawn: int) -> Html:
     shown = f" The {drawn} that changed most, in percentage points of top-1:" if drawn else ""
     few = all(entry.images < LEAST_IMAGES for entry in found)
     shown = f" Each has fewer than {LEAST_IMAGES} images, too few to say more of single classes." if few else shown
-    return paragraph(f"Of {len(found):,} classes with images, {worse:,} lost accuracy and {better:,} gained.{shown}")
+    return paragraph(f"Of {_classes(found)} with images, {worse:,} lost accuracy and {better:,} gained.{shown}")
+
+
+def _classes(found: Sequence[ClassFacts]) -> str:
+    return f"{len(found):,} {'class' if len(found) == 1 else 'classes'}"
 
 
 def _chart(drawn: Sequence[ClassFacts]) -> Html:

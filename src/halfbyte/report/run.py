@@ -36,6 +36,7 @@ _USE_WEIGHTS = """\
 halfbyte eval {model} --weights DIR/weights.safetensors
 halfbyte quantize {model} --weights DIR/weights.safetensors
 """
+_USE_SIMULATION = "halfbyte eval DIR --val IMAGES\n"
 _USE_COMMANDS = """\
 halfbyte eval DIR --val IMAGES
 halfbyte bench DIR
@@ -209,6 +210,13 @@ def _use(metrics: Mapping[str, Any]) -> Html:
             "Use these weights",
             paragraph("The run trained a float model: its weights lie beside this page, and go on as any others."),
             code_block("Commands for the weights", _USE_WEIGHTS.format(model=wording.anything(metrics.get("model")))),
+        )
+    if metrics.get("paper_exact") is True:
+        return section(
+            "Use this artifact",
+            paragraph("A simulation is evaluated, and nothing more. DIR is the folder that holds this page."),
+            code_block("Load the artifact in Python", _USE),
+            code_block("Commands for the artifact", _USE_SIMULATION),
         )
     return section(
         "Use this artifact",
