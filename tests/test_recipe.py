@@ -101,6 +101,10 @@ def test_a_set_for_a_step_that_is_not_there() -> None:
 
 
 def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(HalfbyteError, match="no recipe or file 'zzz'; `halfbyte recipes` lists"):
+        load_recipe("zzz")
+    with pytest.raises(HalfbyteError, match="is a folder; give a file"):
+        load_recipe(Path(__file__).parent)
     with pytest.raises(HalfbyteError, match="no recipe or file 'repk'; did you mean repq"):
         load_recipe("repk")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")

@@ -201,6 +201,10 @@ def export(
     """
     progress = progress or Progress()
     folder = Path(artifact)
+    if folder.is_file():
+        raise HalfbyteError(f"{folder} is a file; give an artifact's folder")
+    if val is not None and not verify:
+        raise HalfbyteError("--val has the images of --verify; give both, or neither")
     # Without a name of its own the scales would take that of the artifact's tensors.
     place = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
     options = ExportOptions(to, place, verify, force, opset, gelu, convolutions)
@@ -241,6 +245,9 @@ def inspect_model(target: str, weights: Path | None = None) -> dict[str, Any]:
 def _artifact(target: str) -> Artifact | None:
     """The artifact at a path; None where `target` is no path, so that it must be a model's name."""
     path = Path(target)
+    if target.startswith(PREFIX):
+        name = target.removeprefix(PREFIX)
+        raise HalfbyteError(f"{target} is in the model hub; `halfbyte pull {name} --out DIR` fetches it first")
     if path.is_file():
         raise HalfbyteError(f"{path} is a file; give an artifact's folder, or a model's name and --weights {path}")
     if path.is_dir():

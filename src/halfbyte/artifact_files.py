@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,12 @@ def stored_bytes(folder: Path) -> dict[str, int]:
     return {"artifact": sizes[TENSORS], "shipped": sum(sizes.values())}
 
 
+def remove_artifact(folder: Path) -> None:
+    """Remove an artifact's files, that first without which it is none."""
+    for name in (QUANTIZATION, CONFIG, TENSORS, PROGRAM):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out") -> None:
     """Write all files beside their places, then rename them in their order: who finds the last finds all.
 
@@ -91,16 +99,27 @@ def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out")
 
 
 def write_option(place: Path, content: bytes, option: str) -> None:
-    """Write one file that an option asks for, as `write_files` does; also into a device or a pipe."""
-    real = real_path(place)
-    if real.is_file() or not place.exists():
+    """Write one file that an option asks for, as `write_files` does; also into a device, a pipe, or what is printed."""
+    real, printed = real_path(place), _printed(place)
+    if printed is None and (real.is_file() or not place.exists()):
         write_files(real.parent, {real.name: content}, option)
         return
     try:
-        with place.open("wb") as file:
+        with place.open("wb") if printed is None else os.fdopen(printed, "wb") as file:
             file.write(content)
     except OSError as error:
         raise HalfbyteError(f"cannot write {option} {place}: {reason(error)}; {remedy(error, option)}") from None
+
+
+def _printed(place: Path) -> int | None:
+    """A descriptor for what standard output or error goes into, where that is the `place`: a file that was opened for
+    it (`--json /dev/stdout >> log`) is not to be replaced under it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+            if os.path.samestat(os.stat(place), os.fstat(stream.fileno())):
+                return os.dup(stream.fileno())
+    return None
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

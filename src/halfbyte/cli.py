@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Turn a trained vision model into a few-bit one, and see what that cost.",
 )
 
 Weights = Annotated[Path | None, typer.Option(help="Weights of the float model: .safetensors or .pth.")]
@@ -49,6 +49,19 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-RECIPE-wWaA without it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into --out whatever it holds.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"halfbyte {version('halfbyte')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Turn a trained vision model into a few-bit one, and see what that cost."""
 
 
 @app.command()

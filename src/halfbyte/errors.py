@@ -42,7 +42,7 @@ def outside_reason(error: Exception) -> str | None:
         return f"{place}{error.strerror or text or type(error).__name__}; mend that and give the command again"
     # torch tells both in RuntimeErrors, with advice for programmers behind the first sentence.
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "out of memory; give a smaller --batch-size, or fewer --calib-images"
+        return "out of memory; give fewer images at a time (--batch-size) or in all (--calib-images, --limit)"
     if "DataLoader worker" in text:
         return f"a process that reads images died ({text.split('. ')[0]}); give --workers 0"
     return None

@@ -8,12 +8,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from halfbyte.artifact_files import (
     CONFIG,
+    MAX_BYTES,
+    MAX_JSON_BYTES,
     PROGRAM,
     QUANTIZATION,
     TENSORS,
@@ -24,7 +26,7 @@ from halfbyte.artifact_files import (
 from halfbyte.errors import HalfbyteError
 from halfbyte.hub_client import check_reachable, one_line, require_hub
 from halfbyte.locks import lock
-from halfbyte.model_card import model_card
+from halfbyte.model_card import artifact_of, model_card
 from halfbyte.program.load import load_program
 from halfbyte.run_files import METRICS, RECIPE, read_metrics
 
@@ -99,11 +101,14 @@ def pull(
     _quiet_client()
     with one_line(name, "pull from"):
         check_reachable(endpoint)
-        found = HfApi(endpoint=endpoint).model_info(name, revision=revision or at)
-    there = {sibling.rfilename for sibling in found.siblings or ()}
+        found = HfApi(endpoint=endpoint).model_info(name, revision=revision or at, files_metadata=True)
+    there = {sibling.rfilename: sibling.size or 0 for sibling in found.siblings or ()}
     if missing := [file for file in ARTIFACT if file not in there]:
         raise HalfbyteError(f"{name} holds no artifact of halfbyte: it has no {missing[0]}")
     files = [file for file in FILES if file in there]
+    for file in files:
+        if there[file] > (most := MAX_BYTES if file in (TENSORS, PROGRAM) else MAX_JSON_BYTES):
+            raise HalfbyteError(f"{name}: {file} has {there[file]:,} bytes, and no artifact's has more than {most:,}")
     with _beside(out) as part:
         with one_line(name, "pull from"):
             for file in files:
@@ -166,8 +171,15 @@ def _contents(run: Path, name: str) -> dict[str, bytes]:
     if not (facts.get("program") or {}).get("sha256"):
         contents.pop(PROGRAM, None)
     metrics = read_metrics(run) if METRICS in contents else None
+    # Runs of earlier versions do not say of which artifact their metrics are.
+    measured = facts["tensors_sha256"] if metrics is None else metrics.get("tensors_sha256", facts["tensors_sha256"])
+    if measured != facts["tensors_sha256"]:
+        raise HalfbyteError(f"{run / METRICS} is not of the artifact beside it; quantize again with --force")
     if CARD not in contents:
-        contents[CARD] = model_card(name, facts, config, metrics, class_labels(config)).encode()
+        card = model_card(name, facts, config, metrics, class_labels(config))
+        contents[CARD] = card.encode("utf-8", "replace")
+    elif artifact_of(contents[CARD]) not in (None, facts["tensors_sha256"]):
+        raise HalfbyteError(f"{run / CARD} is the card of another artifact; remove it, and a new one is made")
     # What was checked is what is sent, also if a run writes there meanwhile.
     if json.loads(contents[QUANTIZATION]) != facts or json.loads(contents[CONFIG]) != config:
         raise HalfbyteError(f"{run} changed while it was read; push again")
@@ -187,6 +199,7 @@ def _beside(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     part = out.parent / f".{out.name}.part"
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
         part.mkdir(parents=True, exist_ok=True)
         # Only a folder that is one itself: what a link leads to is not ours to empty.
@@ -203,6 +216,9 @@ def _beside(out: Path) -> Iterator[Path]:
         part.rename(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         raise
     finally:
         held.release()

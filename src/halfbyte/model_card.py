@@ -13,6 +13,7 @@ from halfbyte.report.wording import bit_widths, percent, size
 _MOST_CLASSES = 30
 # Where weights come from that are no file of the user's.
 _EMBEDDED, _HUB = "embedded", "hub"
+_SHA256 = "`model.safetensors` has the sha256 `"
 
 
 def model_card(
@@ -39,8 +40,15 @@ def model_card(
         _images(facts["preprocessing"]),
         _classes(config["num_classes"], labels),
         _origin(facts["source"]),
+        f"## Files\n\n{_SHA256}{facts['tensors_sha256']}`.",
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def artifact_of(card: bytes) -> str | None:
+    """The sha256 of the tensors that a generated card describes; None where it does not say."""
+    _, _, behind = card.partition(_SHA256.encode())
+    return behind[:64].decode("ascii", "replace") if behind else None
 
 
 def full_name(source: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from halfbyte.artifact import edits_as_dicts, round_leftovers, save_artifact, side_bytes
-from halfbyte.artifact_files import stored_bytes, write_files
+from halfbyte.artifact_files import read_facts, remove_artifact, stored_bytes, write_files
 from halfbyte.coverage import coverage
 from halfbyte.data.classes import IMAGENET_CLASSES, imagenet_descriptions
 from halfbyte.errors import HalfbyteError
@@ -82,6 +82,8 @@ def _finish_float(session: Session, inputs: Inputs, folder: RunFolder) -> dict[s
                 )
             blob = save_tensors({name: state[name].detach().cpu().contiguous() for name in names})
             write_files(folder.path, {WEIGHTS: blob})
+            # Of a model that was here before nothing may stand beside the figures of this one.
+            remove_artifact(folder.path)
             metrics = _metrics(session, inputs, evaluated, seconds, {"artifact": len(blob)}, [], {}) | {
                 "bits": {"weight": FLOAT_BITS, "activation": FLOAT_BITS}
             }
@@ -107,9 +109,12 @@ def _write(
     )  # fmt: skip
     _name_classes(session.model, inputs)
     save_artifact(session.model, session.layout, folder.path, _facts(session, inputs, sites, left))
+    (folder.path / WEIGHTS).unlink(missing_ok=True)
     size = stored_bytes(folder.path)
     costs = operations(session.model, session.layout, left)
-    metrics = _metrics(session, inputs, evaluated, evaluation, size, sites, costs) | {"coverage": left}
+    metrics = _metrics(session, inputs, evaluated, evaluation, size, sites, costs) | {
+        "coverage": left, "tensors_sha256": read_facts(folder.path)[0]["tensors_sha256"],
+    }  # fmt: skip
     folder.finish(inputs.recipe.as_yaml(), metrics, findings)
     return metrics
 

@@ -151,7 +151,10 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         return parse_recipe(read_text(builtin[name], "recipe"), f"recipe {name}")
     path = Path(name)
     if not path.is_file():
-        raise HalfbyteError(f"no recipe or file {name!r}{did_you_mean(name, builtin)}")
+        if name and path.is_dir():
+            raise HalfbyteError(f"recipe {name!r} is a folder; give a file, or a name that `halfbyte recipes` lists")
+        near = did_you_mean(name, builtin) or "; `halfbyte recipes` lists what there is"
+        raise HalfbyteError(f"no recipe or file {name!r}{near}")
     return parse_recipe(read_text(path, "recipe"), str(path))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +74,17 @@ def test_json_without_a_folder_is_told_before_any_work(halfbyte, tmp_path, comma
     monkeypatch.setattr(api, "load_model", None)
     for place in (tmp_path / "none" / "facts.json", tmp_path):
         halfbyte(*command, "--json", place).refused(f"--json {place}", "folder that exists")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no /dev")
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "log.txt"])
+def test_facts_go_behind_what_is_printed_into_the_same_file(tmp_path, place):
+    log = tmp_path / "log.txt"
+    log.write_text("precious\n")
+    command = [sys.executable, "-m", "halfbyte", "recipes", "repq", "--json", place]
+    with log.open("a") as file:
+        assert subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, cwd=tmp_path).returncode == 0
+    first, printed, facts = log.read_text().partition("name: repq")[0], *log.read_text().split("\n{", 1)
+    assert first == "precious\n"
+    assert "steps:" in printed
+    assert json.loads("{" + facts)["name"] == "repq"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from halfbyte.data.soft_labels import SHARD, ShardedLabels
 from halfbyte.locks import lock
@@ -34,6 +37,17 @@ def test_an_embedded_teacher_labels_a_few_images(halfbyte, few, tmp_path):
     halfbyte(*asked, "--top", 3).refused("holds soft labels; continue with --resume")
     halfbyte(*asked, "--top", 2, "--resume").refused("labels of another kind (top)")
     assert halfbyte(*asked, "--top", 3, "--resume").code == 0
+
+
+def test_classes_whose_names_are_no_text(halfbyte, tmp_path):
+    for name in (b"caf\xe9", "日本".encode()):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/" + name))
+        folder.mkdir(parents=True)
+        Image.new("L", (28, 28)).save(folder / "0.png")
+    asked = ("--teacher", "fashion_resnet", "--data", tmp_path / "images", "--out", tmp_path / "labels", "--crops", 1)
+    done = halfbyte("labels", *asked, "--workers", 0)
+    assert done.code == 0, done.err
+    assert "2 images" in done.out
 
 
 def test_another_process_at_work_in_the_folder_is_told(halfbyte, few, tmp_path):

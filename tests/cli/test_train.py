@@ -106,6 +106,18 @@ def test_a_float_model_leaves_its_weights(train, halfbyte, few, tmp_path):
     assert train(*settings, "--resume").code == 0
 
 
+def test_of_a_model_and_of_floats_only_the_last_is_left(train, halfbyte, few, tmp_path):
+    floats = ("--data", few, "--recipe", "float", "--set", "train.steps=2", "--set", "train.batch_size=8", "--force")
+    files = {"model.safetensors", "config.json", "quantization.json", "program.bin"}
+    for options, here, gone in ((("--data", few), files, set()), (floats, {"weights.safetensors"}, files),
+                                (("--data", few, "--force"), files, {"weights.safetensors"})):  # fmt: skip
+        done = train(*options)
+        assert done.code == 0, done.err
+        found = {path.name for path in (tmp_path / "out").iterdir()}
+        assert here <= found
+        assert not gone & found
+
+
 def test_what_cannot_be_is_refused_and_leaves_nothing(train, few, tmp_path):
     train("--data", "nowhere").refused("images nowhere: does not exist")
     train("--labels", "nowhere").refused("--labels nowhere: no such folder; make some with `halfbyte labels`")

@@ -135,6 +135,9 @@ def test_a_missing_package_has_its_remedy(halfbyte, folder, monkeypatch, verb, a
 
 def test_a_folder_that_is_no_artifact(halfbyte, tmp_path):  # noqa: F811
     halfbyte("export", tmp_path, "--out", tmp_path / "m.onnx").refused("not an artifact")
+    (tmp_path / "file").touch()
+    halfbyte("export", tmp_path / "file").refused("file is a file; give an artifact's folder")
+    halfbyte("export", tmp_path, "--val", "nowhere").refused("--val has the images of --verify")
 
 
 def test_an_artifact_of_links_in_a_circle(halfbyte, folder, tmp_path):  # noqa: F811

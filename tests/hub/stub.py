@@ -65,7 +65,8 @@ class Stub:
     """What the hub holds, what it was asked, and how it misbehaves.
 
     `faults` are called with method and path before anything is answered, and may raise `RefusalError`; `spoil` changes
-    a file's bytes on their way out; `hold`, set, keeps the second half of every file back.
+    a file's bytes on their way out, `sizes` how many they are said to be; `hold`, set, keeps the second half of every
+    file back.
     """
 
     address: str = ""
@@ -74,6 +75,7 @@ class Stub:
     asked: list[str] = field(default_factory=list)
     faults: list[Callable[[str, str], None]] = field(default_factory=list)
     spoil: Callable[[str, bytes], bytes] = unspoilt
+    sizes: dict[str, int] = field(default_factory=dict)
     hold: threading.Event | None = None
     held: threading.Event = field(default_factory=threading.Event)
 
@@ -182,20 +184,23 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:
             self._answer(json.dumps({"errors": [{"message": repr(error)}], "warnings": []}).encode(), 400)
 
+    def _size(self, commit: Commit, name: str) -> int:
+        return self.hub.sizes.get(name, len(commit.files.get(name, b"")))
+
     def _info(self, name: str, revision: str | None = None) -> None:
         commit = self._commit(name, revision or "main")
         known = self.hub.repositories[name]
         names = [*commit.files, *known.listed]
         self._json({
             "_id": "1", "id": name, "modelId": name, "sha": commit.sha, "private": known.private, "downloads": 0,
-            "likes": 0, "tags": [], "siblings": [{"rfilename": one} for one in names],
+            "likes": 0, "tags": [], "siblings": [{"rfilename": one, "size": self._size(commit, one)} for one in names],
         })  # fmt: skip
 
     def _tree(self, name: str, revision: str) -> None:
         commit = self._commit(name, revision)
         names = [*commit.files, *self.hub.repositories[name].listed]
         self._json([
-            {"type": "file", "path": one, "size": len(commit.files.get(one, b"")),
+            {"type": "file", "path": one, "size": self._size(commit, one),
              "oid": hashlib.sha1(commit.files.get(one, b"")).hexdigest()}
             for one in names
         ])  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 from tests.hub.conftest import NAME
@@ -147,6 +148,41 @@ def test_a_file_of_another_hash(pull, pushed, name, tmp_path) -> None:
     assert str(tmp_path) not in line
     pushed.spoil = lambda file, content: b"" if file == name else content
     assert "damaged" in pull().refused(NAME)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_a_file_too_large_is_not_fetched(pull, pushed, name, tmp_path) -> None:
+    pushed.sizes[name] = 2**40
+    pull().refused(NAME, f"{name} has 1,099,511,627,776 bytes")
+    assert not any("/resolve/" in path for path in pushed.asked)
+
+
+def test_a_pull_that_fails_leaves_no_folder(halfbyte, pushed, tmp_path) -> None:
+    pushed.spoil = lambda file, content: _flip(content)
+    (tmp_path / "x").mkdir()
+    halfbyte("pull", NAME, "--out", tmp_path / "x" / "y" / "z").refused("damaged")
+    assert not list((tmp_path / "x").iterdir())
+
+
+def test_figures_and_cards_of_another_artifact(halfbyte, pushed, run, tmp_path) -> None:
+    mixed = tmp_path / "mixed"
+    assert halfbyte("pull", NAME, "--out", mixed).code == 0
+    card = (mixed / "README.md").read_text()
+    (mixed / "README.md").write_text(card.replace(_sha256(run), 64 * "0"))
+    halfbyte("push", mixed, NAME).refused("README.md is the card of another artifact", "remove it")
+    (mixed / "README.md").write_text(card)
+    metrics = json.loads((mixed / "metrics.json").read_text())
+    assert metrics["tensors_sha256"] == _sha256(run)
+    (mixed / "metrics.json").write_text(json.dumps(metrics | {"tensors_sha256": 64 * "0"}))
+    halfbyte("push", mixed, NAME).refused("metrics.json is not of the artifact beside it", "--force")
+    # An earlier version did not say.
+    del metrics["tensors_sha256"]
+    (mixed / "metrics.json").write_text(json.dumps(metrics))
+    assert halfbyte("push", mixed, NAME).code == 0
+
+
+def _sha256(run: Path) -> str:
+    return str(json.loads((run / "quantization.json").read_text())["tensors_sha256"])
 
 
 def test_an_out_that_holds_something(halfbyte, pushed, tmp_path) -> None:

@@ -23,7 +23,8 @@ Box = tuple[int, int, int, int]
 
 def generator_of(name: str, seed: int) -> np.random.Generator:
     """A source of random numbers for one image: its name and the seed alone decide what it gives."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    # A file's name may hold bytes that are no text.
+    digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
