@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,48 @@ MARK = re.compile(r"<!-- results: ([\w. ]+) -->\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"(\d+\.\d)(?= %| of \d+\.\d %|, \d+\.\d %| and \d+\.\d %)|KL (\d\.\d+)|(\d+\.\d+) MB")
 # Their figures come from elsewhere: from the papers, from the commands beside them, from sources that they name.
 OTHERS = ("published/results.md", "start.md", "reproduce.md", "design.md", "report.md", "training.md", "serving.md")
+HEADING = re.compile(r"^#+ .*\n", re.MULTILINE)
+# A paragraph behind a table that speaks of the rows with its mark.
+NOTE = re.compile(r"^([¹²³⁴]) (.+(?:\n.+)*)", re.MULTILINE)
+SETTING = re.compile(r"([a-z_]+\.[a-z_]+=[\w.]+)`")
 Row = dict[str, str]
 
 
-def tables(page: Path) -> list[tuple[list[str], list[Row]]]:
-    """Of each table that names its results: their files, and its rows by the names of the columns."""
+@dataclass(frozen=True)
+class Table:
+    """A table that names its results: their files, its rows by the names of the columns, what is said before it of all
+    rows, and behind it of those with a mark."""
+
+    files: list[str]
+    rows: list[Row]
+    lead: str
+    notes: dict[str, str]
+
+    def records(self) -> list[dict[str, Any]]:
+        """What a row may be."""
+        return [shown(record) for name in self.files for record in json.loads((RESULTS / name).read_text())]
+
+    def of(self, row: Row) -> str:
+        """What is said of one row alone: in its first cell, and in the notes whose marks stand there."""
+        cell = row["recipe"]
+        return "\n".join([cell, *(self.notes[mark] for mark in cell if mark in "¹²³⁴")])
+
+
+def tables(page: Path) -> list[Table]:
+    """Those of a page, in order."""
+    # In turn: the text before a table, its files, the table, the text between it and the next one.
+    text, *parts = MARK.split(page.read_text())
     found = []
-    for files, text in MARK.findall(page.read_text()):
-        head, _, *lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines()]
-        found.append((files.split(), [dict(zip(head, line, strict=True)) for line in lines]))
+    for files, table, behind in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        head, _, *lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()]
+        rows = [dict(zip(head, line, strict=True)) for line in lines]
+        found.append(Table(files.split(), rows, HEADING.split(text)[-1], dict(NOTE.findall(HEADING.split(behind)[0]))))
+        text = behind
     return found
 
 
-def shown(record: dict[str, Any]) -> dict[str, str]:
-    """What a table may say of a record, as it is written there."""
+def shown(record: dict[str, Any]) -> dict[str, Any]:
+    """What a table may say of a record, as it is written there, and what must be said of it."""
     run, quantized = record["run"], record["quantized"]
     widths = run.get("bits")
     return {
@@ -45,15 +74,31 @@ def shown(record: dict[str, Any]) -> dict[str, str]:
         "KL": f"{quantized['kl']:.3f}",
         "MB": f"{record['bytes']['artifact'] / 1e6:.2f}" if "bytes" in record else "",
         "seconds": f"{record['seconds']['total']:.0f}",
+        "settings": set(run.get("settings", [])),
+        "from": run["from"].split(", ") if "from" in run else [],
     }
 
 
-def agrees(row: Row, known: dict[str, str]) -> bool:
-    """Whether every cell of a row is that of a record; an empty one says nothing."""
-    recipe = row["recipe"].split("`")[1]
-    return recipe == known["recipe"] and all(
-        cell in ("", known[column]) for column, cell in row.items() if column != "recipe"
+def agrees(row: Row, known: dict[str, Any], table: Table) -> bool:
+    """Whether every cell of a row is that of a record, an empty one saying nothing, and the page says how it was run.
+
+    What a run set otherwise than its recipe must be named, as `step.parameter=value`, in the row, in a note whose mark
+    the row has, or before the table; the row and its notes may name nothing else. Of a run that went on from an
+    artifact the recipes of that must be named, since its seconds are those of the last steps alone.
+    """
+    own, said = set(SETTING.findall(table.of(row))), table.lead + table.of(row)
+    return (
+        row["recipe"].split("`")[1] == known["recipe"]
+        and all(cell in ("", known[column]) for column, cell in row.items() if column != "recipe")
+        and own <= known["settings"] <= own | set(SETTING.findall(table.lead))
+        and all(f"`{recipe}`" in said for recipe in known["from"])
     )
+
+
+def disagreeing(table: Table) -> list[Row]:
+    """The rows that are those of no record."""
+    records = table.records()
+    return [row for row in table.rows if not any(agrees(row, record, table) for record in records)]
 
 
 MARKED = [page for page in PAGES if tables(page) and page.name != "deployment.md"]
@@ -68,20 +113,18 @@ def test_the_pages_have_tables() -> None:
 
 @pytest.mark.parametrize("page", MARKED, ids=lambda page: page.stem)
 def test_every_row_is_a_committed_result(page: Path) -> None:
-    for files, rows in tables(page):
-        records = [shown(record) for name in files for record in json.loads((RESULTS / name).read_text())]
-        for row in rows:
-            assert any(agrees(row, record) for record in records), row
+    for table in tables(page):
+        assert not disagreeing(table)
 
 
 def test_the_times_are_committed_results() -> None:
-    ((files, rows),) = tables(ROOT / "docs" / "deployment.md")
+    (table,) = tables(ROOT / "docs" / "deployment.md")
     measured = [
         {"engine": row["engine"], "milliseconds": f"{row['milliseconds']:.1f}"}
-        for row in json.loads((RESULTS / files[0]).read_text())["rows"]
+        for row in json.loads((RESULTS / table.files[0]).read_text())["rows"]
         if (row["model"], row["setting"]) == ("artifact, repq w4a4", "default")
     ]
-    assert rows == measured
+    assert table.rows == measured
 
 
 def spoken() -> list[tuple[str, tuple[str, str, str]]]:
@@ -112,7 +155,19 @@ def test_figures_in_running_text_are_committed_results() -> None:
 
 
 def test_a_wrong_figure_is_noticed() -> None:
-    (files, rows), *_ = tables(ROOT / "docs" / "methods" / "repq.md")
-    records = [shown(record) for name in files for record in json.loads((RESULTS / name).read_text())]
-    wrong = {**rows[0], "top-1": "99.9"}
-    assert not any(agrees(wrong, record) for record in records)
+    table, *_ = tables(ROOT / "docs" / "methods" / "repq.md")
+    wrong = {**table.rows[0], "top-1": "99.9"}
+    assert disagreeing(replace(table, rows=[wrong])) == [wrong]
+
+
+def test_a_setting_that_is_not_named_is_noticed() -> None:
+    table, *_ = tables(ROOT / "docs" / "methods" / "lsq-vvtq.md")
+    assert disagreeing(replace(table, lead="")) == [row for row in table.rows if "repq" not in row["recipe"]]
+    own = {**table.rows[0], "recipe": table.rows[0]["recipe"] + ", `train.crops=1`"}
+    assert disagreeing(replace(table, rows=[own])) == [own]
+
+
+def test_a_run_from_an_artifact_that_is_not_named_is_noticed() -> None:
+    table, *_ = tables(ROOT / "docs" / "methods" / "refit.md")
+    (row,) = [row for row in table.rows if "refit-only" in row["recipe"]]
+    assert disagreeing(replace(table, rows=[{**row, "recipe": "`refit-only`"}]))
