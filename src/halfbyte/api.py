@@ -201,8 +201,6 @@ def export(
     """
     progress = progress or Progress()
     folder = Path(artifact)
-    if folder.is_file():
-        raise HalfbyteError(f"{folder} is a file; give an artifact's folder")
     if val is not None and not verify:
         raise HalfbyteError("--val has the images of --verify; give both, or neither")
     # Without a name of its own the scales would take that of the artifact's tensors.

@@ -54,6 +54,8 @@ def check_options(folder: Path, options: ExportOptions) -> None:
         raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
     for package, extra in _NEEDS[options.to].items():
         check_installed(f"--to {options.to}", (package,), extra)
+    if folder.is_file():
+        raise HalfbyteError(f"{folder} is a file; give an artifact's folder")
     out, ending = options.out, ENDINGS[options.to]
     if out.suffix != ending:
         raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")
