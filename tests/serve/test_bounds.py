@@ -244,6 +244,7 @@ def test_large_pictures_are_not_decoded_together(artifact, start) -> None:
         status = Path(f"/proc/{server.process.pid}/status").read_text()
         peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
         assert peak < before + 450 * MEGABYTE
+        assert server.resident() < before + 100 * MEGABYTE
 
 
 def test_a_client_whose_image_takes_too_long_at_the_end_is_told(hasty, png, caplog) -> None:

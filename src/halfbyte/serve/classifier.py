@@ -21,7 +21,7 @@ from halfbyte.program.load import load_program
 from halfbyte.progress import Progress
 from halfbyte.runtime import Engine
 from halfbyte.runtime.engine import checked_threads
-from halfbyte.runtime.native import available, isa
+from halfbyte.runtime.native import available, isa, kernels
 from halfbyte.serve.gate import Share
 from halfbyte.serve.picture import Limits, checked_pixels, read_picture
 
@@ -30,6 +30,7 @@ NATIVE, INTERPRETER = "native", "interpreter"
 ENGINES = (NATIVE, INTERPRETER)
 TOP = 5
 _MOST_BITS = 64
+_LARGE = 2**22
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Classifier:
         with self._decoded.taken(size):
             begun = time.perf_counter()
             pixels = self.preprocessing(read_picture(content, self.preprocessing.input_size[0]))
+            # Each thread would keep what its largest picture took for the next one.
+            if size >= _LARGE and available():
+                kernels().return_memory()
         return pixels, 1000 * (time.perf_counter() - begun + asked - start)
 
     def _logits(self, pixels: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http import HTTPStatus
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -87,7 +88,12 @@ class Connection(H11Protocol):
                 ("content-length", str(len(body))),
                 ("connection", "close"),
             ]
-            events = h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()
+            phrase = HTTPStatus(status).phrase
+            events = (
+                h11.Response(status_code=status, headers=headers, reason=phrase),
+                h11.Data(body),
+                h11.EndOfMessage(),
+            )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
