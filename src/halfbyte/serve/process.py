@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from halfbyte.serve.connection import bounded
 
-_BACKLOG = 256
+_BACKLOG = 128
 _CONNECTIONS = 512
 # Files that the process has open besides its connections.
 _FILES = 32
@@ -30,9 +30,9 @@ class Process(uvicorn.Server):
     def __init__(self, app: FastAPI, seconds: float, busy: int) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         files = files if files > 0 else 2**20
-        # asyncio accepts the whole backlog before it hands over the first connection.
-        backlog = min(_BACKLOG, max(8, files // 4))
-        most = max(8, min(max(_CONNECTIONS, 2 * busy), files - backlog - _FILES))
+        # asyncio accepts a whole backlog at a time, while another is handed over and one is being closed.
+        backlog = min(_BACKLOG, max(8, files // 8))
+        most = max(8, min(max(_CONNECTIONS, 2 * busy), files - 3 * backlog - _FILES))
         config = uvicorn.Config(
             app, http=bounded(seconds, most), ws="none", lifespan="off", access_log=False, log_level="error",
             server_header=False, backlog=backlog, timeout_graceful_shutdown=max(1, int(2 * seconds)),

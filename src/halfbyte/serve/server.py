@@ -16,7 +16,6 @@ from halfbyte.report.wording import bit_widths
 from halfbyte.runtime.engine import available_cores
 
 _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-_BACKLOG = 256
 MOST_PORT = 65535
 
 
@@ -95,7 +94,7 @@ def _listener(host: str, port: int) -> socket.socket:
     """A socket that listens; raises `HalfbyteError` where the address is none, or in use."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family)
         # Its connections inherit that an answer's body does not wait until its header is acknowledged, 40 ms later;
         # asyncio only asks for it where a socket names its protocol.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
