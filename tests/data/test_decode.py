@@ -39,6 +39,16 @@ def test_16_bit_pictures_keep_their_tones(tmp_path):
         assert np.asarray(open_image(tmp_path / name, 3))[0, 3].tolist() == [100, 100, 100]
 
 
+@pytest.mark.parametrize(("kind", "low", "high"), [("<u2", 0, 2**16), (">u2", 0, 2**16), ("<i4", -70_000, 140_000)])
+def test_wide_pictures_of_many_strips_are_rounded_as_a_whole(kind, low, high):
+    # More than two strips, the last of them short.
+    wide = np.random.default_rng(0).integers(low, high, (1600, 1501)).astype(kind)
+    stream = io.BytesIO()
+    Image.fromarray(wide).save(stream, "TIFF")
+    expected = (np.clip(wide.astype(np.int64), 0, 65535) + 128) // 257
+    assert np.array_equal(np.asarray(open_image(stream, 1)), expected)
+
+
 def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
@@ -72,7 +82,9 @@ def test_damaged_notes_do_not_make_a_picture_unreadable(tmp_path, monkeypatch, p
     def fail(_):
         raise SyntaxError("not a TIFF file")
 
-    picture().save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "a.png", exif=exif)
     monkeypatch.setattr("halfbyte.data.decode.ImageOps.exif_transpose", fail)
     assert open_image(tmp_path / "a.png", 3).size == (20, 24)
 

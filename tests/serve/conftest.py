@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -9,9 +10,11 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +24,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from halfbyte.serve.app import create_app
+from halfbyte.serve.classifier import Classifier
+from halfbyte.serve.connection import bounded
+from halfbyte.serve.process import Process
+from halfbyte.serve.workers import Workers
 
 BOUNDARY = "between-two-parts"
 STARTS, ENDS = 60, 30
@@ -56,9 +65,9 @@ class Reply:
 
 @dataclass
 class Server:
-    """A process that serves."""
+    """A process that serves; None is the tests' own."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None
     port: int
     said: list[str] = field(default_factory=list)
 
@@ -97,6 +106,15 @@ class Server:
 def answer_of(connection: http.client.HTTPConnection) -> Reply:
     response = connection.getresponse()
     return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+
+def begin_upload(server: Server, content: bytes) -> http.client.HTTPConnection:
+    """A connection on which half of an image was sent."""
+    connection = server.connection()
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content[: len(content) // 2])
+    return connection
 
 
 def form(content: bytes, name: str, file: str | None) -> bytes:
@@ -139,6 +157,32 @@ def serving(folder: Path, *options: object) -> Iterator[Server]:
                 raise
         reader.join(ENDS)
         process.stderr.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + ENDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def serving_here(classifier: Classifier, queue: int = 0, most: int = 64) -> Iterator[tuple[Server, Process]]:
+    """A server with one worker in a thread of this process, so that a test can hold what it needs."""
+    workers = Workers(1)
+    web = Process(create_app(classifier, workers, queue), classifier.limits.seconds, 1 + queue)
+    web.config.http = bounded(classifier.limits.seconds, most)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=lambda: asyncio.run(web.serve([listener])))
+        thread.start()
+        try:
+            yield Server(None, port), web
+        finally:
+            web.should_exit = True
+            thread.join(ENDS)
+    assert not thread.is_alive()
+    wait_for(workers.stop)
 
 
 @pytest.fixture(scope="session")

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from tests.serve.conftest import ENDS, answer_of
+from tests.serve.conftest import ENDS, answer_of, begin_upload
 
+from halfbyte.artifact_files import CONFIG, QUANTIZATION, facts_sha256, json_bytes
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
 from halfbyte.serve import classifier as classifier_module
 from halfbyte.serve.classifier import Classifier
 from halfbyte.serve.picture import Limits
 from halfbyte.serve.server import ServeOptions, _listener, serve
-
-
-def begin_upload(server, content: bytes):
-    """A connection on which half of an image was sent."""
-    connection = server.connection()
-    connection.putrequest("POST", "/predict")
-    connection.putheader("Content-Length", str(len(content)))
-    connection.endheaders(content[: len(content) // 2])
-    return connection
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -49,27 +44,6 @@ def test_it_finishes_what_runs_and_stops(artifact, start, png, number) -> None:
         assert server.process.wait(ENDS) == 0
         idle.close()
     assert [line.split()[0] for line in server.said] == ["serving", "stopped"]
-
-
-def test_too_many_requests_are_told_to_come_again(artifact, start, png) -> None:
-    with start(artifact, "--concurrency", 1, "--queue", 1) as server:
-        first, second = begin_upload(server, png), begin_upload(server, png)
-        server.is_well()
-        for _ in range(3):
-            reply = server.predict(png)
-            reply.refused(503, "try again")
-            assert reply.headers["retry-after"] == "1"
-        for connection in (first, second):
-            connection.send(png[len(png) // 2 :])
-            assert len(answer_of(connection).top) == 5
-            connection.close()
-        # One that hangs up gives its place back, too.
-        begin_upload(server, png).close()
-        begin_upload(server, png).close()
-        for _ in range(50):
-            if (reply := server.predict(png)).status == 200:
-                break
-        assert reply.status == 200
 
 
 def test_more_clients_than_places_are_answered_one_way_or_the_other(artifact, start, png) -> None:
@@ -144,12 +118,60 @@ def test_what_cannot_be_served_is_one_line(artifact, tmp_path) -> None:
     assert "program.bin is damaged" in refused(tmp_path, "--port", 0)
 
 
+@pytest.fixture
+def edited(artifact, tmp_path) -> Callable[..., Path]:
+    """The artifact with other facts and the checksum of these."""
+
+    def edit(change: Callable[[dict, dict], None]) -> Path:
+        folder = shutil.copytree(artifact, tmp_path / "edited")
+        facts, config = (json.loads((folder / name).read_text()) for name in (QUANTIZATION, CONFIG))
+        change(facts, config)
+        facts["facts_sha256"] = facts_sha256(facts, config)
+        for name, value in ((QUANTIZATION, facts), (CONFIG, config)):
+            (folder / name).write_bytes(json_bytes(value))
+        return folder
+
+    return edit
+
+
+@pytest.mark.parametrize("engine", ["native", "interpreter"])
+@pytest.mark.parametrize("side", [32, 200_000, 10**12, 10**30])
+def test_a_size_that_is_not_the_program_s_is_refused(edited, engine, side) -> None:
+    folder = edited(lambda facts, _: facts["preprocessing"].update(input_size=[1, side, side]))
+    with pytest.raises(
+        HalfbyteError, match=rf"prepares images \[1, {side}, {side}\], and its program takes \[1, 28, 28"
+    ):
+        Classifier(folder, Limits(), engine)
+
+
+@pytest.mark.parametrize("bits", ["x", [4], 0, 2.5, True, 10**400])
+def test_bits_that_are_none_are_refused(edited, bits) -> None:
+    folder = edited(lambda facts, _: facts["recipe"]["bits"].update(weight=bits))
+    with pytest.raises(HalfbyteError, match=r"damaged: recipe\.bits\.weight is no number of bits"):
+        Classifier(folder, Limits())
+
+
+def test_names_that_are_no_utf_8_are_told_as_far_as_they_are(edited, start, png) -> None:
+    def change(facts, config) -> None:
+        config["pretrained_cfg"]["label_names"] = [f"caf\udce9 {number}" for number in range(10)]
+        config["pretrained_cfg"].pop("label_descriptions", None)
+        config["architecture"] = facts["source"]["architecture"] = "caf\udce9"
+
+    with start(edited(change)) as server:
+        for entry in server.predict(png).top:
+            assert entry["label"] == f"caf\ufffd {entry['index']}"
+        assert server.ask("GET", "/model").json["model"] == "caf\ufffd"
+        assert server.ask("GET", "/openapi.json").status == 200
+        assert "caf\ufffd" in server.ask("GET", "/").body.decode()
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
         ({"port": 70000}, "--port 70000"),
         ({"port": -1}, "--port -1"),
         ({"host": "no.such.host.invalid", "port": 0}, "choose another --host"),
+        *(({"host": host, "port": 0}, "no host's name; choose another --host") for host in ("..a", "a" * 70, "ü..x")),
         ({"host": "8.8.8.8", "port": 0}, "choose another --host"),
         ({"engine": "torch"}, "--engine 'torch' cannot serve; known: interpreter, native"),
         ({"threads": 0}, "threads must be from 1"),

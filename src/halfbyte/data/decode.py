@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import open_file
 
 MODES = {1: "L", 3: "RGB"}
 DRAFT_SCALE = 8
+_TURNED = range(2, 9)  # the EXIF orientations that are not upright
+# Pillow would clip 16-bit values at 255, which leaves a white picture.
+_EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
+_STRIP = 2**20
 
 
 def open_image(source: Path | str | IO[bytes], channels: int, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -64,20 +68,31 @@ def _decode(
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # Pillow copies a picture that is upright already.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # a picture with damaged notes beside it is still a picture
         return image
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit values at 255, which leaves a white picture.
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        image = _to_8_bits(image)
     elif image.mode == "P" and "transparency" in image.info:
         # Without this step Pillow warns of the transparency that it is about to drop.
         image = image.convert("RGBA")
-    return image.convert(mode)
+    # Pillow copies a picture that has the mode already.
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A picture of wider values in 8 bits; strip by strip, as NumPy's temporaries may be many times its size."""
+    narrow = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        narrow[top : top + rows] = _EIGHT_BITS[np.clip(strip, 0, 2**16 - 1)]
+    return Image.fromarray(narrow)
 
 
 def _name(source: Path | str | IO[bytes]) -> str:

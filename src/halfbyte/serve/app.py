@@ -4,98 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from halfbyte.serve.classifier import Classifier
+from halfbyte.serve.gate import Gate
 from halfbyte.serve.page import POLICY, page
-from halfbyte.serve.picture import Limits, RefusedError, too_large
+from halfbyte.serve.picture import RefusedError
+from halfbyte.serve.upload import FIELD, FORM, Upload
+from halfbyte.serve.workers import Workers
 
-FIELD = "image"
-FORM = "multipart/form-data"
-# What a form adds to a file: boundaries, names, types.
-_FORM_ROOM = 2**16
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
-class Gate:
-    """Lets so many requests in at once and refuses the others, so that neither memory nor waiting grows."""
-
-    def __init__(self, places: int) -> None:
-        self._free = places
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """One place for the length of a with-block; raises `RefusedError` where all are taken."""
-        if self._free < 1:
-            raise RefusedError(503, "too many requests are waiting; try again")
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
-
-
-class Upload(Request):
-    """A request whose body may be only so large and take only so long to arrive, looked at while it arrives."""
-
-    limits: Limits
-
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The body's parts; raises `RefusedError` as soon as there are too many bytes, or too few after the time."""
-        room = self.limits.upload + (_FORM_ROOM if self.is_form else 0)
-        if (told := self.headers.get("content-length", "")).isdigit() and int(told) > room:
-            raise too_large(self.limits)
-        loop, parts = asyncio.get_running_loop(), super().stream()
-        deadline = loop.time() + self.limits.seconds
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(parts), max(0.0, deadline - loop.time()))
-            except StopAsyncIteration:
-                return
-            except (asyncio.TimeoutError, TimeoutError):
-                raise RefusedError(408, f"the upload took longer than {self.limits.seconds:g} seconds") from None
-            room -= len(part)
-            if room < 0:
-                raise too_large(self.limits)
-            yield part
-
-    @property
-    def is_form(self) -> bool:
-        return self.headers.get("content-type", "").lower().startswith(FORM)
-
-    async def content(self) -> bytes:
-        """The image file's bytes: the form's field `image`, or the whole body."""
-        if not self.is_form:
-            return await self.body()
-        async with self.form(max_files=1, max_fields=1) as form:
-            file = form.get(FIELD)
-            if not isinstance(file, UploadFile):
-                raise RefusedError(400, f"the form has no file in a field named {FIELD!r}")
-            return await file.read()
-
-
-def create_app(classifier: Classifier, concurrency: int, queue: int) -> FastAPI:
-    """The application for one artifact: `concurrency` images are classified at once, `queue` more may wait."""
+def create_app(classifier: Classifier, workers: Workers, queue: int) -> FastAPI:
+    """The application for one artifact: one image a worker is classified at once, `queue` more may wait."""
     # The interactive documentation would load its scripts from elsewhere.
-    app = FastAPI(title=f"halfbyte: {classifier.facts['model']}", docs_url=None, redoc_url=None)
-    gate, threads = Gate(concurrency + queue), ThreadPoolExecutor(concurrency, thread_name_prefix="classify")
+    app = FastAPI(title=f"halfbyte: {classifier.facts['model']}", docs_url=None, redoc_url=None, redirect_slashes=False)
+    places = workers.count + queue
+    # Uploads arrive before they are let in: who sends slowly takes the bytes that came, and nobody's place.
+    gate, memory = Gate(places), Gate(places * classifier.limits.upload)
     html = page(classifier.facts)
     _tell_refusals(app)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse, summary="A page to drop an image on")
     async def index() -> HTMLResponse:
         return HTMLResponse(html, headers={**_SAFE, "Content-Security-Policy": POLICY})
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server answers")
     async def health() -> Response:
         return _json({"status": "ok"})
@@ -106,13 +49,18 @@ def create_app(classifier: Classifier, concurrency: int, queue: int) -> FastAPI:
 
     @app.post("/predict", summary="The most probable classes of an image", openapi_extra=_BODY)
     async def predict(request: Request) -> Response:
-        with gate.entered():
-            upload = Upload(request.scope, request.receive)
-            upload.limits = classifier.limits
+        upload = Upload(request, classifier.limits, memory)
+        try:
             content = await upload.content()
-            arrived = time.perf_counter()
-            answer = await asyncio.get_running_loop().run_in_executor(threads, classifier, content)
-            total = 1000 * (time.perf_counter() - arrived)
+            with gate.entered():
+                arrived = time.perf_counter()
+                answer = await workers.run(classifier, content)
+                total = 1000 * (time.perf_counter() - arrived)
+        except asyncio.CancelledError:
+            # The server has waited long enough for what ran when it was told to stop.
+            raise RefusedError(503, "the server stops") from None
+        finally:
+            upload.release()
         taken = {
             "wait": total - answer.prepare - answer.engine, "prepare": answer.prepare, "engine": answer.engine,
             "total": total,

@@ -11,9 +11,11 @@ from PIL import Image
 from halfbyte.data.decode import open_image
 from halfbyte.data.preprocessing import Preprocessing
 from halfbyte.errors import HalfbyteError
+from halfbyte.serve.jpeg import count_scans
 
 # Pillow's names, and what a browser's file dialog calls them.
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+_JPEG = b"\xff\xd8"
 
 
 class RefusedError(HalfbyteError):
@@ -27,15 +29,17 @@ class RefusedError(HalfbyteError):
 @dataclass(frozen=True)
 class Limits:
     """What a server takes: `upload` bytes a request, `pixels` of a picture, also as the model's preprocessing resizes
-    it, `seconds` for an upload to arrive."""
+    it, `seconds` for an upload to arrive, `scans` of a JPEG: each goes over the whole picture."""
 
     upload: int = 10_000_000
     pixels: int = 50_000_000
     seconds: float = 30.0
+    scans: int = 100
 
 
-def read_picture(content: bytes, preprocessing: Preprocessing, limits: Limits) -> Image.Image:
-    """The picture in an uploaded file's bytes; raises `RefusedError` for what is none, or too large to be decoded."""
+def checked_pixels(content: bytes, preprocessing: Preprocessing, limits: Limits) -> int:
+    """The pixels of an uploaded picture, as stored or as resized, by its header; raises `RefusedError` for what is no
+    picture, or too large to be decoded."""
     if not content:
         raise RefusedError(400, "the upload is empty; send an image")
     if len(content) > limits.upload:
@@ -46,11 +50,19 @@ def read_picture(content: bytes, preprocessing: Preprocessing, limits: Limits) -
     if min(map(min, resized)) < 1:
         raise RefusedError(400, f"an image of {width} x {height} pixels is too narrow for the model")
     # A narrow strip of few pixels becomes an enormous one when its shorter side is scaled up.
-    if max(x * y for x, y in [(width, height), *resized]) > limits.pixels:
+    pixels = max(x * y for x, y in [(width, height), *resized])
+    if pixels > limits.pixels:
         megapixels = f"{limits.pixels / 1e6:g} megapixels"
         raise RefusedError(413, f"an image of {width} x {height} pixels; at most {megapixels} are taken, also resized")
+    if content.startswith(_JPEG) and count_scans(content, limits.scans) > limits.scans:
+        raise RefusedError(413, f"the JPEG has more than {limits.scans} scans; save it again")
+    return pixels
+
+
+def read_picture(content: bytes, channels: int) -> Image.Image:
+    """The picture in an uploaded file's bytes, once they are checked; raises `RefusedError` for a damaged one."""
     try:
-        return open_image(io.BytesIO(content), preprocessing.input_size[0], tuple(FORMATS))
+        return open_image(io.BytesIO(content), channels, tuple(FORMATS))
     except HalfbyteError as error:
         raise RefusedError(400, f"the image is damaged: {error.__cause__ or error}") from None
 

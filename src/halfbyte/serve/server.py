@@ -1,16 +1,14 @@
-"""The server's process: its socket, its signals, and what it says."""
+"""`halfbyte serve`: what it is asked for, its socket, and what it says."""
 
 from __future__ import annotations
 
 import errno
 import importlib.util
-import logging
 import os
-import signal
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
@@ -18,7 +16,6 @@ from halfbyte.report.wording import bit_widths
 from halfbyte.runtime.engine import available_cores
 
 _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-_BACKLOG = 256
 MOST_PORT = 65535
 
 
@@ -45,16 +42,17 @@ class ServeOptions:
 def serve(options: ServeOptions, progress: Progress | None = None) -> None:
     """Serve an artifact until SIGTERM or SIGINT; what runs then is finished first.
 
+    Where an image is not finished within a minute, the process ends here instead of returning.
     Raises `HalfbyteError` for missing packages, what is no artifact, impossible options, and an address in use.
     """
     progress = progress or Progress()
     _require_packages()
     _check(options)
-    import uvicorn
-
     from halfbyte.serve.app import create_app
     from halfbyte.serve.classifier import Classifier
     from halfbyte.serve.picture import Limits
+    from halfbyte.serve.process import Process
+    from halfbyte.serve.workers import Workers
 
     limits = Limits(int(options.max_upload * 1e6), int(options.max_pixels * 1e6))
     concurrency = options.concurrency or available_cores()
@@ -62,18 +60,17 @@ def serve(options: ServeOptions, progress: Progress | None = None) -> None:
     threads = available_cores() // concurrency or 1 if options.threads is None else options.threads
     classifier = Classifier(options.artifact, limits, options.engine, threads, progress)
     listener = _listener(options.host, options.port)
-    config = uvicorn.Config(
-        create_app(classifier, concurrency, options.queue), http="h11", ws="none", lifespan="off", access_log=False,
-        log_level="error", server_header=False, timeout_graceful_shutdown=int(2 * limits.seconds),
-    )  # fmt: skip
-    # Anyone may send nonsense, but not fill the log with it.
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-    server = uvicorn.Server(config)
-    _stop_on_signals(server)
+    workers = Workers(concurrency)
+    server = Process(create_app(classifier, workers, options.queue), limits.seconds, concurrency + options.queue)
     bits = bit_widths(*classifier.facts["bits"].values())
     progress.say(f"serving {classifier.facts['model']} ({bits}, {classifier.engine}) on {_address(listener)}")
-    server.run(sockets=[listener])
+    server.run([listener])
     progress.say("stopped")
+    if not workers.stop():
+        # Python waits for its threads before it ends, however long they take.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)
 
 
 def _require_packages() -> None:
@@ -97,11 +94,13 @@ def _listener(host: str, port: int) -> socket.socket:
     """A socket that listens; raises `HalfbyteError` where the address is none, or in use."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family)
         # Its connections inherit that an answer's body does not wait until its header is acknowledged, 40 ms later;
         # asyncio only asks for it where a socket names its protocol.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
+    except UnicodeError:  # a label that is empty, too long or not a name's
+        raise HalfbyteError(f"cannot listen on {host!r}: it is no host's name; choose another --host") from None
     except OSError as error:
         another = "--port, or 0 for a free one" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         # The text of the error names the address once more; that of a host's name that was not found is its own.
@@ -112,13 +111,3 @@ def _listener(host: str, port: int) -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _stop_on_signals(server: Any) -> None:
-    # The server has handlers of its own while it runs, and then raises what it caught again: these end the process
-    # as what was asked for, with exit code 0.
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)

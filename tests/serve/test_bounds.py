@@ -1,0 +1,287 @@
+"""What the server spends on clients who keep it waiting or ask for much: connections, places, memory, time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.serve.conftest import ENDS, STARTS, answer_of, begin_upload, encoded, serving_here, wait_for
+
+from halfbyte.serve.classifier import Classifier
+from halfbyte.serve.gate import Share
+from halfbyte.serve.jpeg import count_scans
+from halfbyte.serve.picture import Limits
+
+MEGABYTE = 10**6
+REQUEST = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def hasty(artifact) -> Classifier:
+    """Clients of this one have little time."""
+    return Classifier(artifact, Limits(seconds=0.4))
+
+
+@contextlib.contextmanager
+def held(classifier: Classifier):
+    """No picture is decoded within this block."""
+    with classifier._decoded.taken(classifier.limits.pixels):
+        yield
+
+
+def connected(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def is_closed(client: socket.socket) -> bool:
+    client.settimeout(0)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_a_slow_upload_is_given_up(hasty) -> None:
+    with serving_here(hasty) as (server, _):
+        start = time.monotonic()
+        reply = answer_of(begin_upload(server, bytes(1000)))
+        reply.refused(408, "longer than 0.4 seconds")
+        assert 0.3 < time.monotonic() - start < 10
+        assert reply.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("said", [b"", b"G", b"GET / HTTP/1.1\r\nX-Slow: ", REQUEST, REQUEST + b"G"])
+@pytest.mark.parametrize("drips", [False, True], ids=["silent", "dripping"])
+def test_a_client_that_does_not_finish_its_header_is_hung_up_on(hasty, said, drips) -> None:
+    with serving_here(hasty) as (server, _), connected(server) as client:
+        client.sendall(said)
+        start = time.monotonic()
+        if said.startswith(REQUEST):
+            assert b"200 OK" in client.recv(4096)
+        with contextlib.suppress(ConnectionError):
+            while not is_closed(client) and time.monotonic() < start + 10:
+                time.sleep(0.05)
+                client.sendall(b"a" if drips else b"")
+        assert 0.3 < time.monotonic() - start < 4
+
+
+def test_what_follows_an_early_refusal_is_not_awaited_for_ever(hasty) -> None:
+    with serving_here(hasty) as (server, _), connected(server) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+        assert b"413" in client.recv(4096)
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < start + 10:
+                client.sendall(b"a")
+                time.sleep(0.05)
+        assert time.monotonic() - start < 4
+
+
+def test_a_client_that_reads_nothing_is_hung_up_on(hasty) -> None:
+    with serving_here(hasty) as (server, web), connected(server) as client:
+        client.settimeout(0.2)
+        # Until neither side takes any more; if the server hangs up before, that is well.
+        with contextlib.suppress(OSError):
+            while True:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+        start = time.monotonic()
+        while web.server_state.connections and time.monotonic() < start + 10:
+            time.sleep(0.05)
+        assert time.monotonic() - start < 4
+
+
+def test_a_thousand_silent_clients_lock_nobody_out(server, png) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    clients = []
+    try:
+        clients.extend(connected(server) for _ in range(1200))
+        server.is_well()
+        assert server.predict(png).status == 200
+        assert sum(map(is_closed, clients)) >= 1200 - 512
+        assert not is_closed(clients[-1])
+    finally:
+        for client in clients:
+            client.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(server.said) == 1
+
+
+def answering(web) -> int:
+    """How many requests have arrived and are not answered."""
+    cycles = [connection.cycle for connection in web.server_state.connections]
+    return sum(cycle is not None and not cycle.more_body and not cycle.response_complete for cycle in cycles)
+
+
+def test_where_all_connections_are_in_use_a_new_one_is_refused(artifact, png) -> None:
+    classifier = Classifier(artifact, Limits())
+    with serving_here(classifier, queue=7, most=4) as (server, web), ThreadPoolExecutor(4) as pool:
+        with held(classifier):
+            # Slow uploads make way for others; requests that are being answered do not.
+            slow = [begin_upload(server, png) for _ in range(3)]
+            running = [pool.submit(server.predict, png) for _ in range(4)]
+            wait_for(lambda: answering(web) == 4)
+            wait_for(lambda: all(is_closed(upload.sock) for upload in slow))
+            with connected(server) as client:
+                assert client.recv(4096).startswith(b"HTTP/1.1 503")
+        assert [reply.result().status for reply in running] == [200] * 4
+        assert server.predict(png).status == 200
+
+
+def test_too_many_requests_are_told_to_come_again(artifact, png) -> None:
+    classifier = Classifier(artifact, Limits())
+    with serving_here(classifier, queue=1) as (server, web), ThreadPoolExecutor(2) as pool:
+        with held(classifier):
+            running = [pool.submit(server.predict, png) for _ in range(2)]
+            wait_for(lambda: answering(web) == 2)
+            reply = server.predict(png)
+            reply.refused(503, "try again")
+            assert reply.headers["retry-after"] == "1"
+        assert [reply.result().status for reply in running] == [200, 200]
+        assert server.predict(png).status == 200
+
+
+def test_slow_uploads_take_nobody_s_place(artifact, start, png) -> None:
+    with start(artifact, "--concurrency", 1, "--queue", 0) as server:
+        slow = [begin_upload(server, png) for _ in range(60)]
+        assert server.predict(png).status == 200
+        for upload in slow[1:]:
+            upload.close()
+        slow[0].send(png[len(png) // 2 :])
+        assert len(answer_of(slow[0]).top) == 5
+        slow[0].close()
+
+
+def test_uploads_share_their_memory(artifact) -> None:
+    classifier = Classifier(artifact, Limits(upload=1000))
+    with serving_here(classifier, queue=1) as (server, _):
+        # Two places, so 2,000 bytes together.
+        slow = [begin_upload(server, bytes(1000)) for _ in range(4)]
+        wait_for(lambda: server.predict(b"abc").status == 503)
+        slow.pop().close()
+        wait_for(lambda: server.predict(b"abc").status == 415)
+        for upload in slow:
+            upload.close()
+
+
+def test_forms_need_no_disk(artifact, start, noise, encode) -> None:
+    content = encode(noise(1000, 1000), "BMP")
+    assert len(content) > 2 * MEGABYTE
+    with start(artifact) as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        assert server.predict_form(content).top == server.predict(content).top
+
+
+def with_scans(width: int, height: int, more: int) -> bytes:
+    """A progressive JPEG whose last scan comes `more` times again."""
+    content = encoded(Image.new("L", (width, height)), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + more * content[last:-2] + content[-2:]
+
+
+def test_scans_are_counted_as_a_decoder_finds_them(noise) -> None:
+    picture = noise(60, 60)
+    assert count_scans(encoded(picture, "JPEG"), 100) == 1
+    progressive = encoded(picture, "JPEG", progressive=True)
+    assert 5 < count_scans(progressive, 100) < 20
+    # Neither a thumbnail's in the notes nor what follows the picture.
+    notes = b"\xff\xe1" + (2 + 4 * 500).to_bytes(2, "big") + b"\xff\xda\x00\x02" * 500
+    assert count_scans(progressive[:2] + notes + progressive[2:] + 500 * b"\xff\xda\x00\x02", 100) < 20
+    assert count_scans(with_scans(16, 16, 300), 1000) > 300
+    assert count_scans(with_scans(16, 16, 300), 100) == 101
+    # Fill bytes before a marker are part of none.
+    assert count_scans(progressive.replace(b"\xff\xda", b"\xff\xff\xff\xda"), 100) == count_scans(progressive, 100)
+
+
+def test_a_jpeg_of_many_scans_is_refused(server) -> None:
+    assert server.predict(with_scans(200, 200, 50)).status == 200
+    start = time.monotonic()
+    server.predict(with_scans(4000, 4000, 3000)).refused(413, "more than 100 scans")
+    assert time.monotonic() - start < 5
+
+
+def test_a_share_lets_the_large_have_their_turn() -> None:
+    share, order = Share(10), []
+
+    def take(units: int) -> None:
+        with share.taken(units):
+            order.append(units)
+
+    with share.taken(5):
+        threads = []
+        for units in (10, 5, 5):
+            threads.append(threading.Thread(target=take, args=(units,)))
+            threads[-1].start()
+            time.sleep(0.1)
+        assert order == []
+    for thread in threads:
+        thread.join(ENDS)
+    assert order == [10, 5, 5]
+
+
+@pytest.mark.slow
+def test_large_pictures_are_not_decoded_together(artifact, start) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((7000, 7000), np.uint16)).save(stream, "PNG")
+    with start(artifact, "--concurrency", 4) as server, ThreadPoolExecutor(4) as pool:
+        before = server.resident()
+        assert {reply.status for reply in pool.map(server.predict, [stream.getvalue()] * 4)} == {200}
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+        assert peak < before + 450 * MEGABYTE
+        assert server.resident() < before + 100 * MEGABYTE
+
+
+def test_a_client_whose_image_takes_too_long_at_the_end_is_told(hasty, png, caplog) -> None:
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as block, serving_here(hasty) as (server, web):
+        block.enter_context(held(hasty))
+        running = pool.submit(server.predict, png)
+        wait_for(lambda: answering(web) == 1)
+        web.should_exit = True
+        running.result(ENDS).refused(503, "the server stops")
+        block.close()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+STUBBORN = """
+import sys; from pathlib import Path
+from halfbyte.serve.picture import Limits
+Limits.__init__.__defaults__ = (10_000_000, 50_000_000, 0.5, 10**9)
+from halfbyte.serve.server import ServeOptions, serve
+serve(ServeOptions(Path(sys.argv[1]), port=0))
+"""
+
+
+def test_the_process_ends_though_an_image_is_being_decoded(artifact) -> None:
+    command = [sys.executable, "-c", STUBBORN, str(artifact)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child, ThreadPoolExecutor(1) as pool:
+        try:
+            port = int(re.search(r":(\d+)$", child.stderr.readline())[1])
+            with socket.create_connection(("127.0.0.1", port), timeout=STARTS) as client:
+                bomb = with_scans(4000, 4000, 20_000)
+                client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb)
+                time.sleep(1)
+                child.send_signal(signal.SIGTERM)
+                answer = pool.submit(client.recv, 4096).result(ENDS)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert child.wait(ENDS) == 0
+            said = child.stderr.read()
+        finally:
+            child.kill()
+    assert "Traceback" not in said
+    assert said.endswith("stopped\n")
