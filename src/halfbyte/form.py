@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -49,8 +49,8 @@ def whole(least: int) -> Test:
 
 
 def number(value: Any) -> bool:
-    """A finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that is finite, also as a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _bool_as_int(value: Any, form: type) -> bool:
