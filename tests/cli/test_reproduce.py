@@ -176,7 +176,10 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(reproduce, filled, out):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory; give a smaller --batch-size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "out of memory; give fewer images at a time (--batch-size)",
+        ),
         (ZeroDivisionError("by nothing\nat all"), "ZeroDivisionError: by nothing"),
     ],
 )
