@@ -40,7 +40,7 @@ def _goes_on(commands: Commands, inputs: Inputs, place: Path, title: str, expect
     if title in RESUME:
         commands.run(*command, "--resume", folder=place).well()
     else:
-        found = tree(place)
+        found = _lasting(place)
         whole = {name: held for name, held in found.items() if ".part" not in name}
         # OpenVINO's second file is what the first one needs.
         assert whole == expected or (verb.out not in whole and whole.items() <= expected.items())
