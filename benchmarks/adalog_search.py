@@ -74,7 +74,7 @@ Search = tuple[str, str, Operand | WeightSearch, CandidateError, Found, Tensor, 
 def _searches(session: Session, block_name: str, bits: int, images: int) -> Iterator[Search]:
     """Every operand of the block with its error, where it starts, and both factors of the product."""
     (block,) = [block for block in session.layout.blocks if block.name == block_name]
-    for name, operands in BlockCapture(session, images).operands(block).items():
+    for name, (operands,) in BlockCapture(session, images).operands(block).items():
         site = session.layout.site(name)
         if site.role in ("qk", "pv"):
             left, right = operands["left"].transpose(0, 1), operands["right"].permute(1, 0, 3, 2)

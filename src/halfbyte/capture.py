@@ -10,6 +10,9 @@ from halfbyte.layers.site import SiteModule
 from halfbyte.prepare import model_state, site_module
 from halfbyte.session import Session
 
+# The activations that one call of a site, or several calls of one shape, took in.
+Operands = dict[str, Tensor]
+
 
 class _BlockIsDoneError(Exception):
     """Ends a forward pass of which nothing more is needed."""
@@ -27,22 +30,25 @@ class BlockCapture:
         self._names = {site_module(session.model, site.name): site.name for site in session.layout.sites}
         self._calls: list[str] | None = None
 
-    def operands(self, block: Block) -> dict[str, dict[str, Tensor]]:
+    def operands(self, block: Block) -> dict[str, list[Operands]]:
         """For each site of `block` the operands that are activations, `[images, ...]` each.
 
-        A site that runs several times in a forward pass has the operands of all its calls behind each other.
+        A site that runs several times in a forward pass has the operands of all its calls behind each other, where
+        they are of one shape but for the images; calls of another shape have operands of their own.
         """
         calls = self._order()
         wanted = {site.name for site in block.sites}
         last = max(number for number, name in enumerate(calls) if name in wanted)
-        kept: dict[str, dict[str, list[Tensor]]] = {site.name: {} for site in block.sites}
+        kept: dict[str, list[Operands]] = {site.name: [] for site in block.sites}
         done = 0
 
         def keep(module: SiteModule, operand: str, x: Tensor) -> Tensor:
             nonlocal done
             name = self._names[module]
             if name in wanted and operand != "weight":
-                kept[name].setdefault(operand, []).append(x.detach().clone())
+                if operand == _first(module):
+                    kept[name].append({})
+                kept[name][-1][operand] = x.detach().clone()
             if operand == module.operands[-1]:
                 done += 1
                 if done > last:
@@ -57,7 +63,7 @@ class BlockCapture:
                     session.model(batch)
                 except _BlockIsDoneError:
                     continue
-        return {name: {operand: _joined(found[operand]) for operand in list(found)} for name, found in kept.items()}
+        return {name: _joined(calls) for name, calls in kept.items()}
 
     def _order(self) -> list[str]:
         """The sites in the order of their calls, with repetitions."""
@@ -75,8 +81,30 @@ class BlockCapture:
         return self._calls
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts behind each other; they are given up, or both would be held until the last operand is joined."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    parts.clear()
-    return whole
+def channel_rows(calls: list[Operands], operand: str) -> Tensor:
+    """What one operand holds in all calls, channels last: of several shapes as `[rows, channels]`.
+
+    Attention maps have no channels: of several sizes, they become one column.
+    """
+    if len(calls) == 1:
+        return calls[0][operand]
+    alike = len({call[operand].shape[-1] for call in calls}) == 1
+    return torch.cat([call[operand].flatten(0, -2) if alike else call[operand].flatten()[:, None] for call in calls])
+
+
+def _first(module: SiteModule) -> str:
+    """The operand that a call begins with; the weight is no activation."""
+    return next(operand for operand in module.operands if operand != "weight")
+
+
+def _joined(calls: list[Operands]) -> list[Operands]:
+    """Calls of one shape behind each other. What is joined is given up, or both would be held until the last one is."""
+    alike: dict[tuple[torch.Size, ...], list[Operands]] = {}
+    for call in calls:
+        alike.setdefault(tuple(x.shape[1:] for x in call.values()), []).append(call)
+    calls.clear()
+    return [{operand: _whole(group, operand) for operand in list(group[0])} for group in alike.values()]
+
+
+def _whole(group: list[Operands], operand: str) -> Tensor:
+    return group[0].pop(operand) if len(group) == 1 else torch.cat([call.pop(operand) for call in group])

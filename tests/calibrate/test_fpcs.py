@@ -107,7 +107,7 @@ def _block_errors(name: str, session_of_adalog, bits: int):
     session = session_of_adalog(name, bits)
     settings = Settings.make(128, 6, 3, paper_exact=False, race=True)
     block = next(block for block in session.layout.blocks[3:] if len(block.sites) == 6)
-    for site_name, operands in BlockCapture(session, 32).operands(block).items():
+    for site_name, (operands,) in BlockCapture(session, 32).operands(block).items():
         site = session.layout.site(site_name)
         module = site_module(session.model, site_name)
         if site.role in ("qk", "pv"):

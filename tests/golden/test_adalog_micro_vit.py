@@ -105,7 +105,7 @@ def site_errors(session: Session) -> dict[str, float]:
     errors = {}
     capture = BlockCapture(session, len(IMAGES))
     for block in session.layout.blocks:
-        for name, operands in capture.operands(block).items():
+        for name, (operands,) in capture.operands(block).items():
             module = site_module(session.model, name)
             with model_state(module, "float"):
                 exact = module(*operands.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from halfbyte.calibrate.fpcs import CandidateError, Found, progressive_search
 from halfbyte.calibrate.grids import Grid, uniform_grid
 from halfbyte.calibrate.operands import MOST_ZERO_POINTS, Operand, Settings
-from halfbyte.calibrate.output_error import OutputError, WeightError, quantization_change
+from halfbyte.calibrate.output_error import OutputError, SummedError, WeightError, quantization_change
 from halfbyte.calibrate.own_error import OwnError
 from halfbyte.quantizers.base import Quantizer
 
@@ -90,9 +90,13 @@ def search_linear(inputs: Operand, weight: WeightSearch) -> tuple[Found, Quantiz
     return rows, inputs.quantizer(current)
 
 
-def search_product(left: Operand, right: Operand) -> tuple[Quantizer, Quantizer]:
+def search_product(
+    left: Operand, right: Operand, calls: Sequence[tuple[Tensor, Tensor]] = ()
+) -> tuple[Quantizer, Quantizer]:
     """Both operands of a product of activations, left `[H, G, M, K]` and right `[H, G, N, K]` (transposed), each of
-    the two with as many heads as it is searched for."""
+    the two with as many heads as it is searched for. Where the site was called with several shapes, `calls` has
+    these values of each; what counts is the sum of the calls' errors."""
+    pairs = [(left.call(values), right.call(others)) for values, others in calls] or [(left, right)]
     one, other = left.initial(), right.initial()
 
     def output_error(operand: Operand, fixed: Operand, found: Found) -> OutputError:
@@ -102,10 +106,13 @@ def search_product(left: Operand, right: Operand) -> tuple[Quantizer, Quantizer]
             operand.trials(), quantized.transpose(-1, -2), torch.matmul(operand.values, change.transpose(-1, -2))
         )
 
+    def summed(errors: list[OutputError]) -> CandidateError:
+        return errors[0] if len(errors) == 1 else SummedError(errors)
+
     for _ in range(left.settings.rounds):
         before = one, other
-        one = left.improved(output_error(left, right, other), one)
-        other = right.improved(output_error(right, left, one), other)
+        one = left.improved(summed([output_error(*pair, other) for pair in pairs]), one)
+        other = right.improved(summed([output_error(*pair[::-1], one) for pair in pairs]), other)
         if _same(before[0], one) and _same(before[1], other):
             break
     return left.quantizer(one), right.quantizer(other)

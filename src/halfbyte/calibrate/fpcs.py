@@ -28,7 +28,7 @@ class CandidateError(Protocol):
         """The errors as estimated from a part of the data, good enough to rank candidates that differ clearly."""
 
     def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
-        """The best scales within `spacing` `[R]` of a candidate `[1, R]`."""
+        """The best scales within `spacing` `[R]` of a candidate `[1, R]`, one or several."""
 
 
 @dataclass(frozen=True)

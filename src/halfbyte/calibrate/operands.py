@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +66,12 @@ class Operand(ABC):
     def __init__(self, values: Tensor, bits: int, settings: Settings) -> None:
         self.values, self.bits, self.settings = values, bits, settings
 
+    def call(self, values: Tensor) -> Self:
+        """One call of this operand's site: with its candidates, but with values `[H, G, m, K]` of the call alone."""
+        one = copy(self)
+        one.values = values
+        return one
+
     @abstractmethod
     def initial(self) -> Found:
         """Where the alternation begins."""
@@ -90,6 +98,11 @@ class Operand(ABC):
         if isinstance(quantizer, UniformQuantizer) and quantizer.axis is not None:
             return quantizer(self.values.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
         return quantizer(self.values)  # type: ignore[no-any-return]
+
+
+def all_calls(values: Sequence[Tensor]) -> Tensor:
+    """The values of an operand in all calls of its site, each `[H, G, m, K]`; of several shapes as `[H, 1, 1, K]`."""
+    return values[0] if len(values) == 1 else torch.cat([x.flatten(1) for x in values], 1)[:, None, None]
 
 
 class UniformOperand(Operand):

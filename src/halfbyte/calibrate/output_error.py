@@ -79,7 +79,7 @@ class OutputError:
         wanted = min(max(groups * rows // ROUGH_SHARE, LEAST_VALUES // inputs, LEAST_ROWS), MOST_ROWS)
         # Heads have their own candidates but less data each, and scatter more: all of it costs little.
         stride = max(1, min(rows, groups * rows // wanted)) if len(trials) == 1 else 1
-        self.exact_rough = stride == 1
+        self.exact_rough, self.stride = stride == 1, stride
         self._form: Form | None = None
         self._part = list(trials), target
         if stride > 1:
@@ -146,6 +146,27 @@ class OutputError:
                 norms = torch.linalg.vector_norm(made.flatten(2), dim=2).double()
                 errors[first : first + len(tried)] += norms.square().sum(0)
         return errors
+
+
+class SummedError:
+    """The sum of the errors of several calls of one site, whose operands differ in shape."""
+
+    def __init__(self, calls: Sequence[OutputError]) -> None:
+        self.calls = calls
+        self.polishes = all(call.polishes for call in calls)
+        self.exact_rough = all(call.exact_rough for call in calls)
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        return torch.stack([call(candidates) for call in self.calls]).sum(0)
+
+    def rough(self, candidates: Candidates) -> Tensor:
+        """Each call looks at a part of its rows, and counts as if it had seen all."""
+        return torch.stack([call.rough(candidates) * call.stride for call in self.calls]).sum(0)
+
+    def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
+        """The best scale of each call: what the sum makes of them, is for the search to see."""
+        best = [call.polished(candidate, spacing) for call in self.calls]
+        return Candidates(torch.cat([one.scale for one in best]), torch.cat([one.other for one in best]))
 
 
 def quantization_change(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from halfbyte.calibrate.alternate import WeightSearch, search_linear, search_product
 from halfbyte.calibrate.fpcs import Found
-from halfbyte.calibrate.operands import LogOperand, Operand, Settings, TwinOperand, UniformOperand
-from halfbyte.capture import BlockCapture
+from halfbyte.calibrate.operands import LogOperand, Operand, Settings, TwinOperand, UniformOperand, all_calls
+from halfbyte.capture import BlockCapture, Operands, channel_rows
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Block, Site
 from halfbyte.layers.activation import ExactElementwise, ExactGELU
@@ -43,8 +43,6 @@ LIMITS = {"images": (1, 2**31), "candidates": (64, 4096), "steps": (1, 20), "rou
 LEAST_SHIFT = 0.01
 # Patches of a convolution's input that are unfolded at a time.
 _UNFOLDED = 2**24
-
-Operands = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,37 +95,39 @@ class _SearchedBlock:
     """The searches of one block's sites."""
 
     def __init__(
-        self, step: AdaLog, session: Session, settings: Settings, block: Block, operands: dict[str, Operands]
+        self, step: AdaLog, session: Session, settings: Settings, block: Block, operands: dict[str, list[Operands]]
     ) -> None:
         self.step, self.session, self.settings, self.block = step, session, settings, block
         self.operands = operands
 
     def run(self) -> None:
-        for found in self.operands.values():
-            for x in found.values():
-                if not bool(torch.isfinite(x).all()):
-                    raise ValueError("a tensor to be quantized holds values that are not finite")
+        for x in (x for calls in self.operands.values() for call in calls for x in call.values()):
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError("a tensor to be quantized holds values that are not finite")
         for norm, sites in reparameterizable(self.session).items():
             if all(site in self.operands for site in sites):
                 self._reparameterize(norm, sites)
         # The largest first: then the others fill up the time of the last.
-        by_size = sorted(self.block.sites, key=lambda site: -sum(x.numel() for x in self.operands[site.name].values()))
+        by_size = sorted(self.block.sites, key=lambda site: -self._size(site.name))
         side_by_side(
             [partial(self._search, site, self.operands.pop(site.name)) for site in by_size], self.session.device
         )
 
-    def _search(self, site: Site, operands: Operands) -> None:
+    def _size(self, site: str) -> int:
+        return sum(x.numel() for call in self.operands[site] for x in call.values())
+
+    def _search(self, site: Site, calls: list[Operands]) -> None:
         module = site_module(self.session.model, site.name)
         if site.role in ("qk", "pv"):
-            self._search_product(site, operands)
+            self._search_product(site, calls)
         elif isinstance(module, QuantConv2d):
-            self._search_convolution(module, operands["input"])
+            self._search_convolution(module, calls)
         else:
-            self._search_linear(site, cast(QuantLinear, module), operands["input"])
+            self._search_linear(site, cast(QuantLinear, module), channel_rows(calls, "input"))
 
     def _reparameterize(self, norm: str, sites: list[str]) -> None:
         """One scale a channel by the input's own error, folded into the norm and the linears behind."""
-        x = self.operands[sites[0]]["input"]
+        x = channel_rows(self.operands[sites[0]], "input")
         bits = site_module(self.session.model, sites[0]).quantizer("input").bits
         channels = x.flatten(0, -2).T.contiguous()
         rows = UniformOperand(channels[:, None, None], bits, self.settings)
@@ -135,27 +135,29 @@ class _SearchedBlock:
         folded = fold_channels(
             self.session, norm, sites, found.scale, found.other, constant_channels(x), round_zero_point=True
         )
-        for site in sites:
-            self.operands[site]["input"] = self.operands[site]["input"] / folded.r1 - folded.r2
+        for call in (call for site in sites for call in self.operands[site]):
+            call["input"] = call["input"] / folded.r1 - folded.r2
 
-    def _search_product(self, site: Site, operands: Operands) -> None:
+    def _search_product(self, site: Site, calls: list[Operands]) -> None:
         module = site_module(self.session.model, site.name)
         bits = module.quantizer("left").bits
-        left = operands["left"].transpose(0, 1)
-        right = operands["right"].permute(1, 0, 3, 2)
-        searched_right = UniformOperand(right, bits, self.settings, of_product=True)
+        left = [call["left"].transpose(0, 1) for call in calls]
+        right = [call["right"].permute(1, 0, 3, 2) for call in calls]
+        searched_right = UniformOperand(all_calls(right), bits, self.settings, of_product=True)
         searched_left: Operand
         if site.role == "qk" or self.step.post_softmax == "uniform":
-            searched_left = UniformOperand(left, bits, self.settings, of_product=True)
+            searched_left = UniformOperand(all_calls(left), bits, self.settings, of_product=True)
         else:
-            maps = operands["left"].flatten(0, 1)[None]
+            left = [call["left"].flatten(0, 1)[None] for call in calls]
+            maps = all_calls(left)
             if self.step.post_softmax == TwinUniformQuantizer.kind:
                 searched_left = TwinOperand(maps, bits, self.settings, signed=False)
             else:
                 like = LOGS[self.step.post_softmax](bits, paper_exact=self.session.recipe.paper_exact)
                 # The published scale is 1, whatever the largest attention is.
                 searched_left = LogOperand(maps, like, self.settings, search_scale=not self.settings.paper_exact)
-        for operand, quantizer in zip(module.operands, search_product(searched_left, searched_right), strict=True):
+        found = search_product(searched_left, searched_right, list(zip(left, right, strict=True)))
+        for operand, quantizer in zip(module.operands, found, strict=True):
             module.set_quantizer(operand, quantizer)
 
     def _search_linear(self, site: Site, module: QuantLinear, x: Tensor) -> None:
@@ -193,15 +195,16 @@ class _SearchedBlock:
         least = -float(activation.inner(torch.linspace(-20, 20, 2**16, dtype=torch.float64)).min())
         return least if LEAST_SHIFT < least < 1 else None
 
-    def _search_convolution(self, module: QuantConv2d, x: Tensor) -> None:
+    def _search_convolution(self, module: QuantConv2d, calls: list[Operands]) -> None:
         """The input by its own error, then the weight by the error of the output (the published search knows the
         input as it is)."""
-        inputs = UniformOperand(x[None], module.quantizer("input").bits, self.settings, covers_zero=True)
+        images = [call["input"] for call in calls]
+        values = all_calls([x[None] for x in images])
+        inputs = UniformOperand(values, module.quantizer("input").bits, self.settings, covers_zero=True)
         quantizer = inputs.quantizer(inputs.by_own_error())
         module.set_quantizer("input", quantizer)
         weight = module.float_weight()
-        per_image = max(1, module.patches(x[:1]).numel())
-        pieces = torch.split(x, max(1, _UNFOLDED // per_image))
+        pieces = [piece for x in images for piece in torch.split(x, self._together(module, x))]
         grouped = weight.reshape(module.groups, -1, weight[0].numel())
         search = WeightSearch(grouped, module.quantizer("weight").bits, self.settings, of_convolution=True)
         if self.settings.paper_exact:
@@ -209,6 +212,10 @@ class _SearchedBlock:
         else:
             pairs = ((module.patches(piece), module.patches(quantizer(piece))) for piece in pieces)
         self._set_weight(module, search.improved(search.error(pairs), search.initial()))
+
+    def _together(self, module: QuantConv2d, x: Tensor) -> int:
+        """How many images are unfolded at a time."""
+        return max(1, _UNFOLDED // module.patches(x[:1]).numel())
 
     def _set_weight(self, module: WeightedSite, rows: Found) -> None:
         weight = module.float_weight()

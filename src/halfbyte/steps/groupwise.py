@@ -11,7 +11,7 @@ from torch import Tensor
 from halfbyte.calibrate.channel_groups import PUBLISHED_CAP, channel_ranges, grouped_ranges
 from halfbyte.calibrate.kl_threshold import kl_threshold
 from halfbyte.calibrate.percentile import REPQ_PERCENTILES, fit_log
-from halfbyte.capture import BlockCapture
+from halfbyte.capture import BlockCapture, Operands, channel_rows
 from halfbyte.errors import HalfbyteError
 from halfbyte.families.layout import Site
 from halfbyte.layers.linear import QuantLinear
@@ -84,7 +84,7 @@ class Groupwise:
             with torch.no_grad():
                 operands = capture.operands(block)
                 for site in block.sites:
-                    for x in operands[site.name].values():
+                    for x in (x for call in operands[site.name] for x in call.values()):
                         if not bool(torch.isfinite(x).all()):
                             raise HalfbyteError(
                                 f"calibration failed: what reaches {site.name} is not finite; are these the weights of "
@@ -99,15 +99,16 @@ class Groupwise:
                         fit_weight(module, session.bits.of(site)[0], self.weights)
         return {"groups": {note["site"]: note["sizes"] for note in session.notes}}
 
-    def _set_inputs(self, session: Session, site: Site, operands: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def _set_inputs(self, session: Session, site: Site, calls: list[Operands]) -> list[dict[str, Any]]:
         """Give the operands that are activations their quantizers; returns the sizes of the groups, where there are."""
         module, bits = site_module(session.model, site.name), session.bits.of(site)[1]
         if not isinstance(module, WeightedSite):
-            for operand, x in operands.items():
+            for operand in module.operands:
+                x = channel_rows(calls, operand)
                 logs = self.attention == "log" and (site.role, operand) == ("pv", "left")
                 module.set_quantizer(operand, _log(session, x, bits) if logs else self._centred(session, x, bits))
             return []
-        x = operands["input"]
+        x = channel_rows(calls, "input")
         groups = self.groups if isinstance(module, QuantLinear) else 1
         quantizer = GroupwiseQuantizer(bits, groups, signed=site.activation is None, levels=self._levels(bits))
         if groups == 1:
