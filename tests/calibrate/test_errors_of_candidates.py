@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.calibrate.grids import Candidates, log_grid, uniform_grid
-from halfbyte.calibrate.output_error import OutputError, WeightError
+from halfbyte.calibrate.output_error import OutputError, SummedError, WeightError
 from halfbyte.calibrate.own_error import OwnError
 from halfbyte.calibrate.trials import LogTrial, Trial, TwinTrial, UniformTrial
 from halfbyte.quantizers.log import GELU_SHIFT, AdaLogQuantizer, Log2Quantizer, LogQuantizer, LogSqrt2Quantizer
@@ -150,3 +150,29 @@ def test_a_rough_error_ranks_like_the_whole_one() -> None:
     rough, whole = error.rough(grid)[:, 0], error(grid)[:, 0]
     assert float(whole[rough.argmin()] / whole.min()) < 1.02
     assert np.corrcoef(rough.log(), whole.log())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_calls_of_one_shape_apart_are_what_they_are_together(heads: int) -> None:
+    values, matrix, target = (
+        noise(heads, 12, 800, 16),
+        noise(heads, 12, 16, 10, seed=1),
+        noise(heads, 12, 800, 10, seed=2),
+    )
+
+    def error(images: slice) -> OutputError:
+        trials = [UniformTrial(head[images], 4) for head in values]
+        return OutputError(trials, matrix[:, images], 0.1 * target[:, images])
+
+    whole, apart = error(slice(12)), SummedError([error(slice(4)), error(slice(4, 12))])
+    grid = uniform_grid(values.flatten(1), 4, 128, 16, centred_on_data=True).candidates
+    assert torch.allclose(apart(grid), whole(grid), rtol=1e-6)
+    assert apart.exact_rough == whole.exact_rough == (heads > 1)
+    # What a part of the rows tells of each call adds up to the same sum.
+    best = whole(grid).argmin(0)
+    rough, exact = apart.rough(grid).gather(0, best[None]), apart(grid).gather(0, best[None])
+    assert torch.allclose(rough, exact, rtol=0.05)
+    start = Candidates(grid.scale.gather(0, best[None]), grid.other.gather(0, best[None]))
+    polished = apart.polished(start, 0.01 * start.scale[0])
+    assert polished.scale.shape == polished.other.shape == (2, heads)
+    assert bool((apart(polished).amin(0) <= exact[0] * (1 + 1e-6)).all())
