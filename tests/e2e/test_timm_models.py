@@ -240,7 +240,7 @@ def test_a_model_goes_the_whole_way(name: str, tmp_path: Path) -> None:
 # have no norm, that run twice.
 DEFAULT = (
     "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224",
-    "pit_ti_224", "vit_small_patch14_reg4_dinov2", "sret_t", "mobilevit_xs", "convnextv2_atto", "poolformer_s12",
+    "pit_ti_224", "vit_wee_patch16_reg1_gap_256", "sret_t", "mobilevit_xs", "convnextv2_atto", "poolformer_s12",
     "tf_efficientnet_lite0", "cifar_resnet20",
 )  # fmt: skip
 
