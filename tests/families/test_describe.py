@@ -25,7 +25,7 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
     """Parameters that start as zeros or ones would hide mistakes."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        if parameter.ndim == 1 or float(parameter.std()) < 0.05:
+        if parameter.ndim == 1 or float(parameter.detach().std()) < 0.05:
             torch.nn.init.normal_(parameter, 0.2, 0.3)
     return model
 
