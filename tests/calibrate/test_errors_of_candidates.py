@@ -155,16 +155,16 @@ def test_a_rough_error_ranks_like_the_whole_one() -> None:
 @pytest.mark.parametrize("heads", [1, 3])
 def test_calls_of_one_shape_apart_are_what_they_are_together(heads: int) -> None:
     values, matrix, target = (
-        noise(heads, 12, 800, 16),
-        noise(heads, 12, 16, 10, seed=1),
-        noise(heads, 12, 800, 10, seed=2),
+        noise(heads, 1200, 7, 16),
+        noise(heads, 1200, 16, 10, seed=1),
+        noise(heads, 1200, 7, 10, seed=2),
     )
 
     def error(images: slice) -> OutputError:
         trials = [UniformTrial(head[images], 4) for head in values]
         return OutputError(trials, matrix[:, images], 0.1 * target[:, images])
 
-    whole, apart = error(slice(12)), SummedError([error(slice(4)), error(slice(4, 12))])
+    whole, apart = error(slice(1200)), SummedError([error(slice(400)), error(slice(400, 1200))])
     grid = uniform_grid(values.flatten(1), 4, 128, 16, centred_on_data=True).candidates
     assert torch.allclose(apart(grid), whole(grid), rtol=1e-6)
     assert apart.exact_rough == whole.exact_rough == (heads > 1)

@@ -129,6 +129,9 @@ def test_a_form_without_the_image(server, png) -> None:
     server.predict(b"no form", f"multipart/form-data; boundary={BOUNDARY}").refused(400)
     server.predict(form(png, "image", "a.png"), "multipart/form-data").refused(400)
     server.predict(form(png, "image", "a.png")[:-60], f"multipart/form-data; boundary={BOUNDARY}").refused(400)
+    for charset in ("undefined", "idna", "hex", "utf-16"):
+        odd = f"multipart/form-data; boundary={BOUNDARY}; charset={charset}"
+        assert server.predict(form(png, "\u00e9", "a.png"), odd).status == 400
     two = form(png, "image", "a.png")[: -len(BOUNDARY) - 8] + b"\r\n" + form(png, "more", "b.png")
     server.predict(two, f"multipart/form-data; boundary={BOUNDARY}").refused(400, "Too many files")
 
@@ -173,8 +176,11 @@ def test_a_huge_header(server) -> None:
         b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        # Places that read no body answer all the same, and must not once this was refused.
+        b"GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
-    ids=["tls", "negative length", "two lengths", "no chunk"],
+    ids=["tls", "negative length", "two lengths", "no chunk", "no chunk, no reader", "no chunk, no place"],
 )
 def test_what_is_no_request(server, said) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:

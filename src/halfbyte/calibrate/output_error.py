@@ -79,7 +79,9 @@ class OutputError:
         wanted = min(max(groups * rows // ROUGH_SHARE, LEAST_VALUES // inputs, LEAST_ROWS), MOST_ROWS)
         # Heads have their own candidates but less data each, and scatter more: all of it costs little.
         stride = max(1, min(rows, groups * rows // wanted)) if len(trials) == 1 else 1
-        self.exact_rough, self.stride = stride == 1, stride
+        self.exact_rough = stride == 1
+        # How many times the part has to be taken for the whole.
+        self.multiple = rows / (rows // stride)
         self._form: Form | None = None
         self._part = list(trials), target
         if stride > 1:
@@ -161,7 +163,7 @@ class SummedError:
 
     def rough(self, candidates: Candidates) -> Tensor:
         """Each call looks at a part of its rows, and counts as if it had seen all."""
-        return torch.stack([call.rough(candidates) * call.stride for call in self.calls]).sum(0)
+        return torch.stack([call.rough(candidates) * call.multiple for call in self.calls]).sum(0)
 
     def polished(self, candidate: Candidates, spacing: Tensor) -> Candidates:
         """The best scale of each call: what the sum makes of them, is for the search to see."""

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from halfbyte.serve.classifier import Classifier
 from halfbyte.serve.gate import Gate
 from halfbyte.serve.page import POLICY, page
-from halfbyte.serve.picture import RefusedError
+from halfbyte.serve.picture import REFUSAL_HEADERS, RefusedError
 from halfbyte.serve.upload import FIELD, FORM, Upload
 from halfbyte.serve.workers import Workers
 
@@ -94,9 +94,7 @@ def _tell_refusals(app: FastAPI) -> None:
 
     @handles(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
-        # Behind a body that does not come there is no next request on the connection.
-        more = {408: {"Connection": "close"}, 503: {"Retry-After": "1"}}.get(error.status)
-        return _json({"error": str(error)}, error.status, more)
+        return _json({"error": str(error)}, error.status, REFUSAL_HEADERS.get(error.status))
 
     @handles(HTTPException)
     async def outside(request: Request, error: HTTPException) -> Response:

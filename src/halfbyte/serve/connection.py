@@ -9,6 +9,8 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from halfbyte.serve.picture import REFUSAL_HEADERS
+
 
 class Connection(H11Protocol):
     """uvicorn's connection, which alone would wait for ever for a first request and for a slow reader."""
@@ -19,6 +21,7 @@ class Connection(H11Protocol):
     _since = 0.0
     _silence: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
+    _end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,7 +31,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._silence, self._stall):
+        for timer in (self._silence, self._stall, self._end):
             if timer is not None:
                 timer.cancel()
 
@@ -83,19 +86,22 @@ class Connection(H11Protocol):
     def _refuse(self, status: int, line: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps({"error": line}).encode()
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+            headers |= REFUSAL_HEADERS.get(status, {})
             phrase = HTTPStatus(status).phrase
             events = (
-                h11.Response(status_code=status, headers=headers, reason=phrase),
+                h11.Response(status_code=status, headers=list(headers.items()), reason=phrase),
                 h11.Data(body),
                 h11.EndOfMessage(),
             )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if not self._idle:
+            # Whatever answers the request now would come too late.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
+        # That waits for a reader of what was written before.
+        self._end = self.loop.call_later(self.seconds, self.transport.abort)
 
 
 def bounded(seconds: float, most: int) -> type[Connection]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-# Neither what is stuffed into or fills a scan, nor what stands alone: restarts and the like.
-_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+# Neither what is stuffed into or fills a scan, nor what stands alone: restarts and the like. Markers below 0xC0 are
+# reserved: a decoder in search of a restart passes over them, whatever length seems to follow.
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _SCAN, _END = 0xDA, 0xD9
 
 

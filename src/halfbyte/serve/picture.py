@@ -16,6 +16,8 @@ from halfbyte.serve.jpeg import count_scans
 # Pillow's names, and what a browser's file dialog calls them.
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 _JPEG = b"\xff\xd8"
+# What a refusal's header says beside its status. Behind a body that does not come there is no next request.
+REFUSAL_HEADERS = {408: {"Connection": "close"}, 503: {"Retry-After": "1"}}
 
 
 class RefusedError(HalfbyteError):
