@@ -187,7 +187,11 @@ def _contents(run: Path, name: str) -> dict[str, bytes]:
 
 
 def _check_out(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+    try:
+        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+    except OSError as error:
+        raise HalfbyteError(f"cannot look at --out {out}: {error.strerror}; choose another --out") from None
+    if taken:
         raise HalfbyteError(f"--out {out} exists; choose another --out, or remove it")
 
 
@@ -199,8 +203,8 @@ def _beside(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     part = out.parent / f".{out.name}.part"
-    made = [folder for folder in out.parents if not folder.exists()]
     try:
+        made = [folder for folder in out.parents if not folder.exists()]
         part.mkdir(parents=True, exist_ok=True)
         # Only a folder that is one itself: what a link leads to is not ours to empty.
         held = lock(part, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))

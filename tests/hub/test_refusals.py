@@ -195,6 +195,7 @@ def test_an_out_that_holds_something(halfbyte, pushed, tmp_path) -> None:
         halfbyte("pull", NAME, "--out", tmp_path / name).refused(f"{name} exists", "choose another --out")
     assert pushed.asked == []
     halfbyte("pull", NAME, "--out", tmp_path / "file" / "below").refused("cannot write beside --out")
+    halfbyte("pull", NAME, "--out", tmp_path / ("x" * 300) / "below").refused("--out", "too long; choose another --out")
     assert (place / "mine").read_text() == "mine"
 
 

@@ -115,8 +115,13 @@ def test_what_differs_in_any_run_is_chosen_though_the_first_ones_are_drawn() -> 
     assert "Where runs differ most" in page
     many = [{**last["sites"][0], "name": f"site{number}"} for number in range(500)]
     page = render_comparison(compare_runs([changed(run("a"), sites=many), changed(run("b"), sites=many)]))
-    assert "The 400 sites that differ most as a table" in page
+    assert "400 of 500 sites, those that differ most first, as a table" in page
     assert len(re.findall(">site[0-9]+<", page)) == 400
+    # Those that one run has alone come behind all others.
+    page = render_comparison(compare_runs([changed(run("a"), sites=many[:450]), changed(run("b"), sites=many[440:])]))
+    assert "400 of 500 sites" in page
+    listed = re.findall(">site([0-9]+)<", page.partition("those that differ most first")[2])
+    assert sorted(map(int, listed[:10])) == list(range(440, 450))
 
 
 def test_times_of_different_circumstances_are_not_drawn() -> None:

@@ -100,10 +100,11 @@ def _speed(facts: Mapping[str, Any]) -> Html:
 
 def _sites(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]) -> Html:
     """The ratios of signal to noise: by role, where they differ most, and all; nothing where no site is common."""
-    common = [site for site in sites if sum(found is not None for found in site["runs"]) > 1]
+    common = [site for site in sites if _shared(site)]
     if not common:
         return Html("")
-    order = sorted(common, key=lambda site: -_spread(_ratios(site)))
+    # Sites of one run alone differ in nothing, and come last.
+    order = sorted(sites, key=lambda site: (not _shared(site), -_spread(_ratios(site))))
     differing = [site for site in order if _spread(_ratios(site)) > 0][:_DRAWN_ROWS]
     chosen = sorted(differing, key=common.index)
     listed = sites if len(sites) <= _MOST_ROWS else order[:_MOST_ROWS]
@@ -181,7 +182,9 @@ def _classes(runs: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, A
 
 
 def _title(all_of: Sequence[Any], listed: Sequence[Any], things: str) -> str:
-    return f"All {len(all_of):,} {things}" if listed is all_of else f"The {len(listed):,} {things} that differ most"
+    if listed is all_of:
+        return f"All {len(all_of):,} {things}"
+    return f"{len(listed):,} of {len(all_of):,} {things}, those that differ most first,"
 
 
 def _least_images(entry: Mapping[str, Any]) -> int:
@@ -246,6 +249,10 @@ def _drawn_note(runs: Sequence[Mapping[str, Any]]) -> str:
     if len(runs) <= _DRAWN_RUNS:
         return ""
     return f" Drawn are the first {_DRAWN_RUNS} runs; the table has all."
+
+
+def _shared(site: Mapping[str, Any]) -> bool:
+    return sum(found is not None for found in site["runs"]) > 1
 
 
 def _spread(values: Sequence[float | None]) -> float:
