@@ -22,7 +22,7 @@ from tests.serve.conftest import ENDS, STARTS, answer_of, begin_upload, encoded,
 
 from halfbyte.serve.classifier import Classifier
 from halfbyte.serve.gate import Share
-from halfbyte.serve.jpeg import count_scans
+from halfbyte.serve.jpeg import survey
 from halfbyte.serve.picture import Limits
 
 MEGABYTE = 10**6
@@ -105,33 +105,51 @@ def test_a_client_that_reads_nothing_is_hung_up_on(hasty) -> None:
         assert time.monotonic() - start < 4
 
 
-def test_a_client_that_is_refused_and_reads_nothing_is_hung_up_on(hasty) -> None:
-    """Less waits to be read than what would count as a stall, and the refusal behind it."""
-    page, damaged = (
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-    )
+PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+DAMAGED = b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
 
-    def silent(port: int, asked: bytes) -> socket.socket:
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(2)
-        client.connect(("127.0.0.1", port))
-        with contextlib.suppress(OSError):
-            client.sendall(asked)
-        return client
 
-    with serving_here(hasty, most=500) as (server, web), contextlib.ExitStack() as clients:
-        clients.enter_context(silent(server.port, 1500 * page))
+def silent(server, asked: bytes) -> socket.socket:
+    """A client that reads no answer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(2)
+    client.connect(("127.0.0.1", server.port))
+    with contextlib.suppress(OSError):
+        client.sendall(asked)
+    return client
+
+
+@pytest.fixture(scope="module")
+def pages(hasty) -> int:
+    """How many answers wait to be read where the server stops to answer a client that reads none."""
+    with serving_here(hasty) as (server, web), silent(server, 1500 * PAGE):
         wait_for(lambda: web.server_state.total_requests and not web.server_state.connections)
-        answered = web.server_state.total_requests
-        for count in range(answered - 14, answered + 1):
-            clients.enter_context(silent(server.port, count * page + damaged))
-        time.sleep(0.2)
+        return web.server_state.total_requests
+
+
+def test_a_client_that_is_refused_and_reads_nothing_is_hung_up_on(hasty, pages) -> None:
+    """Less waits to be read than what would count as a stall, and the refusal behind it."""
+    with serving_here(hasty) as (server, web), contextlib.ExitStack() as clients:
+        for count in range(pages - 14, pages + 1):
+            clients.enter_context(silent(server, count * PAGE + DAMAGED))
+        wait_for(lambda: web.server_state.total_requests)
         start = time.monotonic()
         while web.server_state.connections and time.monotonic() < start + 10:
             time.sleep(0.05)
         assert time.monotonic() - start < 4
+
+
+def test_clients_that_are_refused_and_read_nothing_are_as_many_as_others(artifact, pages) -> None:
+    patient = Classifier(artifact, Limits())
+    with serving_here(patient, most=3) as (server, web), contextlib.ExitStack() as clients:
+        for count in range(pages - 14, pages + 1):
+            answered = web.server_state.total_requests + count
+            client = clients.enter_context(silent(server, count * PAGE))
+            wait_for(lambda: web.server_state.total_requests >= answered)  # noqa: B023
+            client.sendall(DAMAGED)
+        server.ask("GET", "/health")
+        assert len(web.server_state.connections) <= 4
 
 
 def test_a_thousand_silent_clients_lock_nobody_out(server, png) -> None:
@@ -225,25 +243,41 @@ def with_scans(width: int, height: int, more: int) -> bytes:
     return content[:-2] + more * content[last:-2] + content[-2:]
 
 
+def scans_of(content: bytes, most: int) -> int:
+    scans, ordinary = survey(content, most)
+    assert ordinary
+    return scans
+
+
 def test_scans_are_counted_as_a_decoder_finds_them(noise) -> None:
     picture = noise(60, 60)
-    assert count_scans(encoded(picture, "JPEG"), 100) == 1
+    assert scans_of(encoded(picture, "JPEG"), 100) == 1
     progressive = encoded(picture, "JPEG", progressive=True)
-    assert 5 < count_scans(progressive, 100) < 20
+    assert 5 < scans_of(progressive, 100) < 20
     # Neither a thumbnail's in the notes nor what follows the picture.
     notes = b"\xff\xe1" + (2 + 4 * 500).to_bytes(2, "big") + b"\xff\xda\x00\x02" * 500
-    assert count_scans(progressive[:2] + notes + progressive[2:] + 500 * b"\xff\xda\x00\x02", 100) < 20
-    assert count_scans(with_scans(16, 16, 300), 1000) > 300
-    assert count_scans(with_scans(16, 16, 300), 100) == 101
+    assert scans_of(progressive[:2] + notes + progressive[2:] + 500 * b"\xff\xda\x00\x02", 100) < 20
+    assert scans_of(with_scans(16, 16, 300), 1000) > 300
+    assert scans_of(with_scans(16, 16, 300), 100) == 101
     # Fill bytes before a marker are part of none.
-    assert count_scans(progressive.replace(b"\xff\xda", b"\xff\xff\xff\xda"), 100) == count_scans(progressive, 100)
+    assert scans_of(progressive.replace(b"\xff\xda", b"\xff\xff\xff\xda"), 100) == scans_of(progressive, 100)
     # Nor does a reserved marker hide what follows it from a decoder in search of a restart.
     last = progressive.rindex(b"\xff\xda")
     frame = progressive.index(b"\xff\xc2")
     restarts = progressive[:frame] + b"\xff\xdd\x00\x04\x00\x01" + progressive[frame:last]
     header = progressive[last : last + 2 + int.from_bytes(progressive[last + 2 : last + 4], "big")]
     hidden = header + b"\xff\x02\xff\xff" + 500 * (header + b"\xff\x02")
-    assert count_scans(restarts + hidden + bytes(65_535) + b"\xff\xd9", 1000) > 500
+    assert scans_of(restarts + hidden + bytes(65_535) + b"\xff\xd9", 1000) > 500
+
+
+@pytest.mark.parametrize("kind", [0xC3, 0xC5, 0xC9, 0xCA, 0xCB, 0xCF])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_another_kind_is_refused(server, noise, encode, kind, progressive) -> None:
+    content = encode(noise(60, 60), "JPEG", progressive=progressive)
+    frame = b"\xff\xc2" if progressive else b"\xff\xc0"
+    assert content.count(frame) == 1
+    assert server.predict(content).status == 200
+    server.predict(content.replace(frame, bytes((0xFF, kind)))).refused(415, "arithmetic-coded")
 
 
 def test_a_jpeg_of_many_scans_is_refused(server) -> None:

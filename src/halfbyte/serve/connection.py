@@ -75,7 +75,9 @@ class Connection(H11Protocol):
     def _make_room(self) -> None:
         """Hang up on the client that has kept the server waiting longest; where none does, on this one."""
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
-        here = [other for other in others if not other.transport.is_closing()]
+        # One that was refused and does not read is open until its time is up.
+        here = [other for other in others
+                if not other.transport.is_closing() or other.transport.get_write_buffer_size()]  # fmt: skip
         if len(here) < self.most:
             return
         if waiting := [other for other in here if other._incomplete]:
@@ -91,7 +93,7 @@ class Connection(H11Protocol):
             phrase = HTTPStatus(status).phrase
             events = (
                 h11.Response(status_code=status, headers=list(headers.items()), reason=phrase),
-                h11.Data(body),
+                h11.Data(b"" if not self._idle and self.scope["method"] == "HEAD" else body),
                 h11.EndOfMessage(),
             )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))

@@ -11,7 +11,7 @@ from PIL import Image
 from halfbyte.data.decode import open_image
 from halfbyte.data.preprocessing import Preprocessing
 from halfbyte.errors import HalfbyteError
-from halfbyte.serve.jpeg import count_scans
+from halfbyte.serve.jpeg import survey
 
 # Pillow's names, and what a browser's file dialog calls them.
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
@@ -56,9 +56,18 @@ def checked_pixels(content: bytes, preprocessing: Preprocessing, limits: Limits)
     if pixels > limits.pixels:
         megapixels = f"{limits.pixels / 1e6:g} megapixels"
         raise RefusedError(413, f"an image of {width} x {height} pixels; at most {megapixels} are taken, also resized")
-    if content.startswith(_JPEG) and count_scans(content, limits.scans) > limits.scans:
-        raise RefusedError(413, f"the JPEG has more than {limits.scans} scans; save it again")
+    if content.startswith(_JPEG):
+        _check_jpeg(content, limits)
     return pixels
+
+
+def _check_jpeg(content: bytes, limits: Limits) -> None:
+    scans, ordinary = survey(content, limits.scans)
+    if not ordinary:
+        # Arithmetic codes need few bytes to keep a decoder busy, however large the picture.
+        raise RefusedError(415, "a lossless or arithmetic-coded JPEG; save it as an ordinary one")
+    if scans > limits.scans:
+        raise RefusedError(413, f"the JPEG has more than {limits.scans} scans; save it again")
 
 
 def read_picture(content: bytes, channels: int) -> Image.Image:

@@ -77,8 +77,9 @@ class Upload(Request):
                 form = await _Form(self.headers, parts, max_files=1, max_fields=1).parse()
             except MultiPartException as error:
                 raise RefusedError(400, f"the form is damaged: {error.message}") from None
-            except UnicodeError:
-                raise RefusedError(400, "the form is damaged: its names are not of its charset") from None
+            except (TypeError, ValueError):
+                # So the parsers fail at odd charsets and parameters.
+                raise RefusedError(400, "the form is damaged: its header cannot be read") from None
         file = form.get(FIELD)
         if not isinstance(file, UploadFile):
             raise RefusedError(400, f"the form has no file in a field named {FIELD!r}")

@@ -90,7 +90,9 @@ class AdapterTraining:
         losses = [note["held_out"] for note in self.session.notes if "held_out" in note]
         best = losses.index(min(losses))
         if best == 0:
-            self.session.progress.say("qla: no epoch was better on the held-out images; the adapters stay as they began")
+            self.session.progress.say(
+                "qla: no epoch was better on the held-out images; the adapters stay as they began"
+            )
         return {
             "adapters": len(self.adapters),
             "parameters": sum(parameter.numel() for parameter in self.trainer.parameters),
