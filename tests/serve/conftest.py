@@ -211,6 +211,13 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def with_scans(width: int, height: int, more: int) -> bytes:
+    """A progressive JPEG whose last scan comes `more` times again."""
+    content = encoded(Image.new("L", (width, height)), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + more * content[last:-2] + content[-2:]
+
+
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
     return encoded
