@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Operand(ABC):
     def __init__(self, values: Tensor, bits: int, settings: Settings) -> None:
         self.values, self.bits, self.settings = values, bits, settings
 
-    def call(self, values: Tensor) -> Self:
+    def call(self, values: Tensor) -> Operand:
         """One call of this operand's site: with its candidates, but with values `[H, G, m, K]` of the call alone."""
         one = copy(self)
         one.values = values

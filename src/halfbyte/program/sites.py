@@ -28,7 +28,8 @@ Arguments = tuple[Any, ...]
 
 
 def _numbers(tensor: Tensor) -> list[Any]:
-    return as_array(tensor).reshape(-1).tolist()
+    numbers: list[Any] = as_array(tensor).reshape(-1).tolist()
+    return numbers
 
 
 def _axis(recorder: Recorder, parameter: Tensor) -> int | None:

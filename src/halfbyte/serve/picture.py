@@ -90,7 +90,8 @@ def _size(content: bytes) -> tuple[int, int]:
             # Pillow warns of sizes near its own limit; ours is told below it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-                return image.size
+                width, height = image.size
+                return width, height
     except Image.DecompressionBombError as error:
         raise RefusedError(413, f"the image has too many pixels: {error}") from None
     except Exception:  # a damaged file can make its reader raise anything at all
