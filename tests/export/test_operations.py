@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from onnx import TensorProto
 
 from halfbyte.export import floats, places
 from halfbyte.export.onnx import OnnxForm, to_onnx
@@ -201,7 +202,14 @@ def test_convolutions(bits, zero, groups, form):
         Op("quantize", (INPUT,), "codes", quantizer(zero=(7,))[1]),
         Op("conv", ("codes",), "y", attributes, {role: role for role in tensors}),
     ]
-    check_alike(program_of(ops, tensors, "y", 8 * 3 * 4), form, 1e-5)
+    program = program_of(ops, tensors, "y", 8 * 3 * 4)
+    check_alike(program, form, 1e-5)
+    graph = to_onnx(program, form).model.graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    integer = [node for node in graph.node if node.op_type == "ConvInteger"]
+    assert bool(integer) == (form.convolutions == "integer")
+    # Of other weights ONNX Runtime 1.23 has no such kernel.
+    assert {kinds[name] for node in integer for name in (node.input[1], node.input[3])} <= {TensorProto.UINT8}
 
 
 @pytest.mark.parametrize("form", [OnnxForm(), OnnxForm(opset=21)], ids=str)

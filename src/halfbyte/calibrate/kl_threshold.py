@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 # From so many bits on, nothing is clipped.
@@ -32,7 +33,7 @@ def kl_threshold(weight: Tensor, bits: int) -> float:
     return float((best + 0.5) * (edges[1] - edges[0]))
 
 
-def _divergence(cumulated: np.ndarray, kept: int, points: int) -> float:
+def _divergence(cumulated: npt.NDArray[np.float64], kept: int, points: int) -> float:
     coarse = cumulated.copy()
     coarse[kept - 1 :] = 1
     fine, few = np.linspace(0, 1, kept), np.linspace(0, 1, points)

@@ -125,24 +125,31 @@ def _finest(packed: Packed, scale: Array) -> tuple[Packed, Array]:
 
 def _integer_conv(graph: Graph, op: Op, packed: Packed, grid: Grid) -> str:
     """The int32 sums. Zero points that differ are taken off behind: z times the sum of the window's inputs, which one
-    more output, of ones, gives."""
-    owner, window, codes = op.output, _window(op), packed.codes
-    groups = op.attributes["groups"]
-    common = int(packed.zero[0]) if (packed.zero == packed.zero[0]).all() else None
-    inside = common is not None and -_INT8 <= common < _INT8
+    more output, of ones, gives.
+
+    Weights are uint8: ONNX Runtime 1.23 has no other, and products of bytes without signs never overflow 16 bits.
+    """
+    owner, window, groups = op.output, _window(op), op.attributes["groups"]
+    codes, zero = _unsigned(packed.codes), packed.zero + _INT8
     source, place = as_bytes(graph, op.inputs[0], grid, owner), graph.scalar(grid.zero or 0, owner, np.uint8)
-    if inside:
-        inputs = [source, graph.constant(codes, owner), place, graph.scalar(common or 0, owner, np.int8)]
+    common = int(zero[0]) if (zero == zero[0]).all() and fits(packed.zero) else None
+    if common is not None:
+        inputs = [source, graph.constant(codes, owner), place, graph.scalar(common, owner, np.uint8)]
         return graph.inner("ConvInteger", inputs, owner, **window)
-    nothing = graph.scalar(0, owner, np.int8)
+    nothing = graph.scalar(_INT8, owner, np.uint8)
     sums = graph.inner("ConvInteger", [source, graph.constant(codes, owner), place, nothing], owner, **window)
-    ones = graph.constant(np.ones((groups, *codes.shape[1:]), np.int8), owner)
+    ones = graph.constant(_unsigned(np.ones((groups, *codes.shape[1:]), np.int8)), owner)
     total = graph.inner("ConvInteger", [source, ones, place, nothing], owner, **window)
     if groups > 1:
         rows = np.repeat(np.arange(groups), len(codes) // groups)
         total = graph.inner("Gather", [total, graph.constant(rows, owner)], owner, axis=1)
-    zero = graph.constant(along(packed.zero.astype(np.int32), 1, 4), owner)
-    return graph.inner("Sub", [sums, graph.inner("Mul", [total, zero], owner)], owner)
+    taken = graph.constant(along(packed.zero.astype(np.int32), 1, 4), owner)
+    return graph.inner("Sub", [sums, graph.inner("Mul", [total, taken], owner)], owner)
+
+
+def _unsigned(codes: Array) -> Array:
+    """int8 as uint8, 128 above."""
+    return (codes.astype(np.int16) + _INT8).astype(np.uint8)
 
 
 def finish(graph: Graph, op: Op, value: str, steps: list[tuple[str, Array]], axis: int = -1) -> None:

@@ -89,7 +89,7 @@ def matmul(left: Array, right: Array, attributes: Mapping[str, Any]) -> tuple[Ar
 def windows(x: Array, kernel: Any, strides: Any, dilations: Any) -> Array:
     """A view `[B, C, H', W', kh, kw]` of every window of maps `[B, C, H, W]`."""
     extent = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
+    view = np.lib.stride_tricks.sliding_window_view(x, (1, 1, *extent))[:, :, :, :, 0, 0]
     return np.asarray(view[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]])
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[Any]
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -10,7 +15,7 @@ def packed_size(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
-def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+def pack(codes: Codes, bits: int) -> Codes:
     """Codes (integers below 2**bits, any shape) as a uint8 stream, least significant bit first, without gaps.
 
     Raises `ValueError` where a code does not fit.
@@ -22,7 +27,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(spread.reshape(-1), bitorder="little")
 
 
-def unpack(stream: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+def unpack(stream: Codes, bits: int, shape: tuple[int, ...]) -> Codes:
     """The uint8 codes of `shape` that `pack` wrote; raises `ValueError` where the stream's length does not fit."""
     count = int(np.prod(shape, dtype=np.int64))
     if stream.dtype != np.uint8 or stream.shape != (packed_size(count, bits),):
