@@ -40,7 +40,7 @@ def pack(codes: Array, zero: Array, bits: int, small: bool) -> Packed:
     column = zero.astype(np.int64).reshape(-1, *[1] * (codes.ndim - 1))
     numbers = codes.astype(np.int64) - column
     half = 1 << (bits - 1)
-    if small and bits <= 4 and abs(2 * (zero.astype(np.int64) - half) + 1).max() < 16:
+    if small and bits <= 4 and np.max(abs(2 * (zero.astype(np.int64) - half) + 1)) < 16:
         return Packed((codes.astype(np.int64) - half).astype(np.int8), zero.astype(np.int64) - half, TensorProto.INT4)
     if np.abs(numbers).max() <= SAFE_WEIGHT:
         return Packed(numbers.astype(np.int8), np.zeros(len(zero), np.int64), None)

@@ -97,7 +97,7 @@ class Classifier:
 
     def top(self, logits: Floats) -> list[dict[str, Any]]:
         """The most probable classes by logits `[classes]`: softmax in float64, of equal ones the lower index first."""
-        wide = np.exp(logits.astype(np.float64) - logits.max())
+        wide = np.exp(logits.astype(np.float64) - np.max(logits))
         shares = wide / wide.sum()
         best = np.argsort(-logits, kind="stable")[:TOP]
         return [{"label": self.label(int(i)), "probability": float(shares[i]), "index": int(i)} for i in best]
