@@ -44,8 +44,8 @@ def optional(form: Form) -> Test:
 
 
 def whole(least: int) -> Test:
-    """A whole number from `least` on."""
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """A whole number from `least` on, of 64 bits."""
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
 def number(value: Any) -> bool:

@@ -12,7 +12,11 @@ from halfbyte.report.wording import bit_widths, percent, size
 # Longer lists of classes are in config.json only.
 _MOST_CLASSES = 30
 # Where weights come from that are no file of the user's.
-_EMBEDDED, _HUB = "embedded", "hub"
+_HUB = "hub"
+# Data sets that evaluation images are known to be of.
+_DATASETS = {"fashion_mnist": "Fashion-MNIST, {} test images"}
+# Of what follows a paper's code to the letter.
+_SIMULATED = "a simulation in float (`paper_exact`), for comparisons; no engine for integers runs it"
 _SHA256 = "`model.safetensors` has the sha256 `"
 
 
@@ -30,13 +34,13 @@ def model_card(
     """
     name = full_name(facts["source"])
     head = yaml.safe_dump(_metadata(name, facts, config, metrics), sort_keys=False, allow_unicode=True, width=1000)
-    recipe, widths = _recipe(facts), _widths(facts, metrics)
+    recipe, widths, simulated = _recipe(facts), _widths(facts, metrics), facts.get("paper_exact") is True
     parts = [
         f"# {_plain(name)}, {widths}",
         f"`{_plain(name)}`, quantized{f' by the recipe `{recipe}`' if recipe else ''} with halfbyte: {widths}, "
-        "integer codes, packed.",
+        f"{_SIMULATED if simulated else 'integer codes, packed'}.",
         _results(metrics),
-        _use(repository),
+        _use(repository, bool((facts.get("program") or {}).get("sha256"))),
         _images(facts["preprocessing"]),
         _classes(config["num_classes"], labels),
         _origin(facts["source"]),
@@ -74,10 +78,11 @@ def _metadata(
     figures = [] if metrics is None else _figures(metrics)
     if figures:
         count = metrics["images"]["evaluation"] if metrics else 0
-        embedded = facts["source"]["weights"] == _EMBEDDED
+        # Runs of earlier versions do not say of what their images are.
+        known = metrics.get("dataset") if metrics else None
         dataset = (
-            {"type": "fashion_mnist", "name": f"Fashion-MNIST, {count} test images"}
-            if embedded
+            {"type": known, "name": _DATASETS[known].format(count)}
+            if known in _DATASETS
             else {"type": "imagefolder", "name": f"{count} images of the author's choice"}
         )
         task = {"type": "image-classification", "name": "Image Classification"}
@@ -114,14 +119,16 @@ def _results(metrics: dict[str, Any] | None) -> str:
     return f"## Results\n\n| | float | quantized |\n|---|--:|--:|\n{table}\n\n{measured}{calibrated}."
 
 
-def _use(repository: str) -> str:
+def _use(repository: str, has_program: bool) -> str:
+    extras, run = "hub", "eval model --val IMAGES"
+    if has_program:
+        extras, run = "hub,serve", "eval model --engine native --val IMAGES\nhalfbyte serve model"
     return f"""## Use
 
 ```sh
-pip install 'halfbyte[hub,serve]'
+pip install 'halfbyte[{extras}]'
 halfbyte pull {repository} --out model
-halfbyte eval model --engine native --val IMAGES
-halfbyte serve model
+halfbyte {run}
 ```
 
 ```python

@@ -156,6 +156,7 @@ def _metrics(
         "bits": {"weight": recipe.bits.weight, "activation": recipe.bits.activation},
         "budget": budget_of(recipe),
         "images": {"calibration": len(inputs.calibration), "evaluation": len(inputs.validation or ())},
+        "dataset": None if inputs.validation is None else inputs.validation.dataset,
         "skipped_images": inputs.skipped,
         "float": evaluated.floats,
         "quantized": evaluated.quantized,

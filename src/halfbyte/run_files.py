@@ -14,7 +14,7 @@ from typing import Any
 from halfbyte.artifact_files import MAX_JSON_BYTES, json_bytes, write_files
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import read_file, real_path
-from halfbyte.form import misfit, nullable, number, whole
+from halfbyte.form import misfit, nullable, number, optional, whole
 from halfbyte.report.comparison import RunFacts, compare_runs
 from halfbyte.report.run import render_run
 
@@ -25,8 +25,9 @@ FINDINGS, BENCH = "report.json", "bench.json"
 _ACCURACY = {"top1": nullable(number), "top5": nullable(number)}
 _METRICS = {
     "model": str, "recipe": str, "weights": {"source": nullable(str), "tag": nullable(str), "sha256": nullable(str)},
-    "bits": {"weight": int, "activation": int}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
-    "quantized": {**_ACCURACY, "agreement": nullable(number)}, "bytes": {"float": number, "artifact": number},
+    "bits": {"weight": whole(1), "activation": whole(1)}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
+    "quantized": {**_ACCURACY, "agreement": nullable(number)},
+    "bytes": {"float": number, "artifact": number, "shipped": optional(number)},
     "seconds": {"total": number},
 }  # fmt: skip
 _BENCH = {"rows": [{"engine": str, "threads": whole(1), "batch_size": whole(1), "milliseconds": number}]}

@@ -43,7 +43,7 @@ def print_run(metrics: dict[str, Any], folder: Path) -> None:
             table.add_row(label, _figure(metrics["float"][key]), _figure(metrics["quantized"][key]))
         table.add_row("agreement with float %", "", _figure(metrics["quantized"]["agreement"]))
     table.add_row("megabytes", f"{size['float'] / 1e6:.2f}", f"{size['artifact'] / 1e6:.2f}")
-    if "shipped" in size:  # folders of earlier versions lack it, and floats are no artifact
+    if size.get("shipped") is not None:  # folders of earlier versions lack it, and floats are no artifact
         table.add_row("megabytes of all files", "", f"{size['shipped'] / 1e6:.2f}")
     console = open_console()
     console.print(table)

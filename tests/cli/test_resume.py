@@ -183,3 +183,29 @@ def test_a_damaged_state_is_told(quantize, out, stopped_run, finished_run, share
     assert read_run(out).everything == before
     assert quantize("--force").code == 0
     assert read_run(out).artifact == read_run(finished_run).artifact
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "wrong"),
+    [("bytes", {"shipped": "x"}, "bytes.shipped"), ("bits", {"weight": 10**400}, "bits.weight"),
+     ("seconds", {"total": None}, "seconds.total")],
+)  # fmt: skip
+def test_a_damaged_number_is_named(quantize, out, finished_run, part, value, wrong):
+    shutil.copytree(finished_run, out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    metrics[part] |= value
+    (out / "metrics.json").unlink()
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    quantize("--resume").refused(f"metrics.{wrong} is missing or wrong", "--force")
+
+
+def test_results_of_earlier_versions_are_printed(quantize, out, finished_run):
+    shutil.copytree(finished_run, out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    metrics["bytes"]["shipped"] = None
+    (out / "metrics.json").unlink()
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    outcome = quantize("--resume")
+    assert outcome.code == 0
+    assert "top-1" in outcome.out
+    assert "megabytes of all files" not in outcome.out

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
-from halfbyte.findings.attention import CELLS, attention_findings
+from halfbyte.findings.attention import CELLS, _Grid, attention_findings
 
 IMAGES = 2
 
@@ -36,6 +37,22 @@ def test_a_map_of_a_vit_is_where_the_class_token_looks(vit) -> None:
         assert 0.5 < image["similarity"] < 1
         assert 0 < image["zeros"] < 100
         assert image["picture"].startswith("data:image/png;base64,")
+
+
+def test_registers_are_no_class_token() -> None:
+    for class_token, kind in ((True, "class token"), (False, "all tokens")):
+        pool = "token" if class_token else "avg"
+        model = VisionTransformer(
+            28, 7, 1, num_classes=10, embed_dim=16, depth=1, num_heads=2, class_token=class_token, reg_tokens=4,
+            global_pool=pool,
+        )  # fmt: skip
+        prefix = model.num_prefix_tokens
+        assert prefix == 4 + class_token
+        weights = torch.rand(1, 2, 16 + prefix, 16 + prefix)
+        found, cells = _Grid(model).drawn(weights)
+        assert found == kind
+        looks = weights[0, :, 0] if class_token else weights[0].mean(1)
+        assert torch.equal(cells, looks.mean(0)[prefix:].view(4, 4))
 
 
 def test_windows_are_drawn_as_queries_and_keys(swin) -> None:

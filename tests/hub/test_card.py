@@ -38,6 +38,7 @@ def test_what_timm_says_is_said_of_its_own_weights_only(card, weights, known) ->
     def change(facts, config, metrics) -> None:
         facts["source"] |= {"weights": weights, "tag": "fb_in1k", "architecture": "deit_tiny_patch16_224"}
         config["pretrained_cfg"] |= {"license": "apache-2.0", "hf_hub_id": "timm/deit_tiny_patch16_224.fb_in1k"}
+        metrics["dataset"] = None
 
     text, metadata = card(change)
     assert "# deit_tiny_patch16_224.fb_in1k, W4A4" in text
@@ -45,6 +46,36 @@ def test_what_timm_says_is_said_of_its_own_weights_only(card, weights, known) ->
     assert metadata.get("base_model") == ("timm/deit_tiny_patch16_224.fb_in1k" if known else None)
     name = metadata["model-index"][0]["results"][0]["dataset"]["name"]
     assert name == "20 images of the author's choice"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_data_set_is_told_where_the_run_knows_it(card, known) -> None:
+    """Also an embedded model may have been evaluated on images of the user's."""
+
+    def forget(facts, config, metrics) -> None:
+        assert metrics.pop("dataset") == "fashion_mnist"
+
+    told = card(*([] if known else [forget]))[1]["model-index"][0]["results"][0]["dataset"]
+    own = {"type": "imagefolder", "name": "20 images of the author's choice"}
+    assert told == ({"type": "fashion_mnist", "name": "Fashion-MNIST, 20 test images"} if known else own)
+
+
+def test_what_no_engine_runs_is_said_so(card) -> None:
+    def simulated(facts, config, metrics) -> None:
+        facts["paper_exact"], facts["program"] = True, {"refused": "paper_exact is a simulation, without integers"}
+
+    def refused(facts, config, metrics) -> None:
+        facts["program"] = {"refused": "an operation that programs do not have"}
+
+    assert "integer codes, packed." in card()[0]
+    assert "--engine native" in card()[0]
+    simulation = card(simulated)[0]
+    assert "a simulation in float (`paper_exact`)" in simulation
+    assert "integer codes" not in simulation
+    for text in (simulation, card(refused)[0]):
+        assert "halfbyte eval model --val IMAGES\n" in text
+        assert "native" not in text
+        assert "serve" not in text
 
 
 def test_without_metrics_nothing_is_claimed(card) -> None:

@@ -36,6 +36,14 @@ def changed(made: RunFacts, **metrics: Any) -> RunFacts:
     return RunFacts(made.name, {**made.metrics, **metrics}, made.findings, made.bench)
 
 
+def named(name: str, names: dict[int, str | None], without: int | None = None) -> RunFacts:
+    """A run that calls classes by other names, and whose images have none of the class `without`."""
+    found = facts.findings()
+    found["classes"] = [{**entry, "name": names.get(entry["class"], entry["name"])}
+                        for entry in found["classes"] if entry["class"] != without]  # fmt: skip
+    return RunFacts(name, run(name).metrics, found, facts.bench())
+
+
 def test_the_front_is_what_no_other_point_beats() -> None:
     generator = random.Random(0)
     for _ in range(200):
@@ -80,9 +88,20 @@ def test_the_comparison_leaves_its_facts_alone() -> None:
         (changed(run("b"), images={"evaluation": 200}), "no Pareto front: a (50,000 images), b (200"),
         (RunFacts("b", run("b").metrics, facts.findings() | {"images": "00" * 32}), "accuracies of different images"),
         (changed(run("b"), weights={"sha256": "00" * 32}), "different float weights; each agreement is with its own"),
-        (changed(run("b"), images={"evaluation": 0}), "b was not evaluated; it has no accuracy"),
-        (changed(run("b"), paper_exact=True), "b is a simulation (paper_exact)"),
-        (RunFacts("b", run("b").metrics), "b has no report.json"),
+        (changed(run("b"), images={"evaluation": 0}), "not evaluated, and so without accuracy: b"),
+        (
+            changed(run("b"), paper_exact=True),
+            "a simulation (paper_exact), of which neither size nor speed can be had: b",
+        ),
+        (
+            RunFacts("b", run("b").metrics),
+            "no report.json, as of an earlier version, so that nothing is known of classes: b",
+        ),
+        (RunFacts("b", run("b").metrics), "accuracies perhaps of different images"),
+        (
+            named("b", {1: "other"}),
+            "other names of class 1; perhaps they are not the same classes: a (bird 1), b (other)",
+        ),
         (RunFacts("b", run("b").metrics, facts.findings(), facts.bench() | {"cpu": "Another"}), "times taken on other"),
     ],
 )
@@ -90,6 +109,11 @@ def test_what_limits_a_comparison_is_said(other: RunFacts, said: str) -> None:
     found = compare_runs([run("a"), other])
     assert any(said in text for text in found["warnings"]), found["warnings"]
     assert said.partition(":")[0][1:] in render_comparison(found)
+
+
+@pytest.mark.parametrize("other", [named("b", {}, without=0), named("b", {1: None})], ids=["absent", "without a name"])
+def test_classes_that_only_one_run_has_or_names_are_no_other_classes(other: RunFacts) -> None:
+    assert compare_runs([run("a"), other])["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -149,6 +173,35 @@ def test_sites_of_other_models_meet_by_name_and_role() -> None:
     assert None not in rows["head"]
     assert rows["layers.0"] == [None, {"weight": 4, "activation": 4, "sqnr_db": 9.0}]
     assert rows["blocks.0.attn.qkv"][1] is None
+
+
+def test_a_site_without_error_is_exact_and_no_measure_of_others(read_page: Callable[..., Any]) -> None:
+    sites = [facts.site("head", "head", 8, 8, 30.0), facts.site("fc", "fc1", 4, 4, 20.44)]
+    first = changed(run("a"), sites=sites)
+    second = changed(run("b"), sites=[{**sites[0], "sqnr_db": 200.0}, {**sites[1], "sqnr_db": 23.36}])
+    page = read_page(render_comparison(compare_runs([first, second])))
+    rows = [text for tag, text in page.texts if tag in ("th", "td")]
+    at = rows.index("head")
+    assert rows[at : at + 7] == ["head", "classifier", "W8A8", "30.0", "W8A8", "exact", "–"]
+    at = rows.index("fc")
+    # The difference of what is printed, not 2.9.
+    assert rows[at + 2 : at + 7] == ["W4A4", "20.4", "W4A4", "23.4", "+3.0"]
+    assert "200" not in page.text().partition("Error per site")[2].partition("Accuracy by class")[0]
+
+
+def test_names_of_runs_stay_as_they_are() -> None:
+    page = render_comparison(compare_runs([run("a"), RunFacts("w4a4", run("w4a4").metrics)]))
+    assert "W4a4" not in page
+    assert "Class no " not in page
+
+
+def test_classes_that_do_not_differ_are_said_so() -> None:
+    assert "No class differs." in render_comparison(compare_runs([run("a"), run("b")]))
+    few = facts.findings()
+    few["classes"] = [{"class": 0, "name": "x", "images": 5, "float": 5, "quantized": 2}]
+    more = {**few, "classes": [{**few["classes"][0], "quantized": 3}]}
+    runs = [RunFacts(name, run(name).metrics, found) for name, found in (("a", few), ("b", more))]
+    assert "No class that differs has 10 images" in render_comparison(compare_runs(runs))
 
 
 PAGES: dict[str, Callable[[], list[RunFacts]]] = {

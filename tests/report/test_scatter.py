@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from halfbyte.report.drawing import window
+from halfbyte.report.drawing import plain, window
 from halfbyte.report.scatter import Point, scatter
 
 
@@ -26,6 +26,41 @@ def test_a_window_is_round_and_holds_its_values(values: list[float], ticks: list
     found = window(values)
     assert found.ticks() == pytest.approx(ticks)
     assert all(0 < found.position(value) < 100 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.1, 79.2], [0, 50, 100]),
+        ([97.0, 100.0], [96, 97, 98, 99, 100]),
+        ([0.48, 43.9], [0, 20, 40, 60]),
+        ([0.0], [0, 0.5]),
+        ([-1.0, 101.0], [-50, 0, 50, 100, 150]),
+    ],
+)
+def test_a_window_does_not_go_beyond_what_can_be(values: list[float], ticks: list[float]) -> None:
+    found = window(values, 0, 100)
+    assert found.ticks() == pytest.approx(ticks)
+    assert all(0 <= found.position(value) <= 100 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "first", "second"),
+    [
+        ([22.05123, 22.05131], "22.05120", "22.05125"),
+        ([43.9, 43.9001], "43.89995", "43.90000"),
+        ([81.1, 92.6], "80", "85"),
+        ([0.36, 0.78], "0.2", "0.4"),
+        ([-0.3, 0.4], "−0.4", "−0.2"),
+        ([1500.0, 3500.0], "1,000", "2,000"),
+        ([7.0, 7.0 + 1e-15], "6", "8"),
+    ],
+)
+def test_ticks_are_told_apart(values: list[float], first: str, second: str) -> None:
+    found = window(values)
+    words = [plain(tick, found.step) for tick in found.ticks()]
+    assert words[:2] == [first, second]
+    assert len(set(words)) == len(words)
 
 
 def points(*places: tuple[float, float]) -> list[Point]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from halfbyte.data.decode import image_fault, image_mode, open_image
-from halfbyte.data.sources import EMBEDDED_CALIBRATION, EMBEDDED_TEST, FolderSource, Source, open_source
+from halfbyte.data.sources import EMBEDDED_CALIBRATION, EMBEDDED_TEST, ArraySource, FolderSource, Source, open_source
 from halfbyte.errors import HalfbyteError
 from halfbyte.progress import Progress
 
@@ -86,6 +86,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def class_names(self) -> dict[int, str]:
         """Names by class, as far as the images' folders tell them."""
         return self._source.class_names
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set that these images are known to be of."""
+        return self._source.dataset if isinstance(self._source, ArraySource) else None
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at these positions of this set, in this order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from halfbyte.errors import HalfbyteError
 
 EMBEDDED_CALIBRATION = "embedded:calibration"
 EMBEDDED_TEST = "embedded:test"
+EMBEDDED_DATASET = "fashion_mnist"
 EMBEDDED = {EMBEDDED_CALIBRATION: "fashion_calibration.npz", EMBEDDED_TEST: "fashion_test.npz"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 
@@ -70,11 +71,12 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Pixels in memory: uint8 `[N, H, W]` or `[N, H, W, 3]`."""
+    """Pixels in memory: uint8 `[N, H, W]` or `[N, H, W, 3]`; `dataset` is what they are known to be."""
 
     title: str
     pixels: npt.NDArray[np.uint8]
     labels: list[int]
+    dataset: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +112,7 @@ def open_source(where: Path | str) -> FolderSource | ArraySource:
         if not resource.is_file():
             raise HalfbyteError(f"this installation lacks {EMBEDDED[where]}; install halfbyte again")
         with resources.as_file(resource) as path:
-            return _open_archive(path)
+            return replace(_open_archive(path), dataset=EMBEDDED_DATASET)
     path = Path(where)
     if path.is_dir():
         return _open_folder(path)

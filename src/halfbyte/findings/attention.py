@@ -83,6 +83,8 @@ class _Grid:
 
     def __init__(self, model: nn.Module) -> None:
         self.prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+        # Without one the first tokens are registers.
+        self.class_token = self.prefix > 0 and getattr(model, "cls_token", None) is not None
         size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
         self.size = (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and len(size) == 2 else None
 
@@ -93,8 +95,8 @@ class _Grid:
         if windows > 1 or queries != keys or size is None:
             cells = weights.mean((0, 1))
             return "queries and keys", _pooled(cells)
-        looks = weights[0, :, 0] if self.prefix else weights[0].mean(1)
-        return ("class token" if self.prefix else "all tokens"), _pooled(looks.mean(0)[self.prefix :].view(size))
+        looks = weights[0, :, 0] if self.class_token else weights[0].mean(1)
+        return ("class token" if self.class_token else "all tokens"), _pooled(looks.mean(0)[self.prefix :].view(size))
 
     def _of(self, tokens: int) -> tuple[int, int] | None:
         if self.size is not None and math.prod(self.size) == tokens:

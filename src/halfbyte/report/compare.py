@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from halfbyte.report import charts, wording
-from halfbyte.report.facts import number
+from halfbyte.report.facts import decibels, number
 from halfbyte.report.markup import Html, element, escape, lines
 from halfbyte.report.page import Column, contents, details, document, paragraph, section, table
 from halfbyte.report.predictions import LEAST_IMAGES
@@ -133,7 +134,7 @@ def _by_role(sites: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float |
 
 
 def _ratios(site: Mapping[str, Any]) -> list[float | None]:
-    return [None if found is None else found["sqnr_db"] for found in site["runs"]]
+    return [None if found is None else decibels(found["sqnr_db"]) for found in site["runs"]]
 
 
 def _site_table(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]) -> Html:
@@ -146,7 +147,7 @@ def _site_table(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, 
     for site in sites:
         cells = [site["name"], MEANING.get(site["role"], site["role"])]
         for found in site["runs"]:
-            cells += [_NONE, _NONE] if found is None else [_bits(found), wording.decibels(found["sqnr_db"])]
+            cells += [_NONE, _NONE] if found is None else [_bits(found), wording.decibels(decibels(found["sqnr_db"]))]
         if len(runs) == 2:
             cells.append(_difference(_ratios(site)))
         rows.append(cells)
@@ -168,6 +169,7 @@ def _classes(runs: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, A
     enough = [entry for entry in order if _spread(entry["top1"]) > 0 and _least_images(entry) >= LEAST_IMAGES]
     chosen = sorted(enough[:_DRAWN_ROWS], key=common.index)
     few = f" No class that differs has {LEAST_IMAGES} images, so that only the table is given."
+    few = few if any(_spread(entry["top1"]) > 0 for entry in common) else " No class differs."
     note = _drawn_note(runs) if chosen else few
     listed = order[:_MOST_ROWS] if len(common) > _MOST_ROWS else common
     return section(
@@ -256,13 +258,15 @@ def _shared(site: Mapping[str, Any]) -> bool:
 
 
 def _spread(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
+    # Next to a site without any error every other is infinitely worse.
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return max(known) - min(known) if len(known) > 1 else 0.0
 
 
 def _difference(values: Sequence[float | None]) -> str:
-    first, second = values
-    return _NONE if first is None or second is None else wording.signed(second - first, 1)
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    # Both are rounded first: the difference then agrees with the two numbers printed beside it.
+    return wording.signed(round(known[1], 1) - round(known[0], 1), 1) if len(known) == 2 else _NONE
 
 
 def _megabytes(run: Mapping[str, Any]) -> float | None:

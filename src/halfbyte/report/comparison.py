@@ -131,21 +131,21 @@ def _warnings(runs: Sequence[RunFacts]) -> list[str]:
         _differs(
             runs,
             _images,
-            "accuracies of different images; there is no Pareto front",
+            f"accuracies {'' if _images_differ(runs) else 'perhaps '}of different images; there is no Pareto front",
             lambda run: f"{wording.count(_evaluated(run))} images",
         ),
-        _differs(runs, _first_name, "class names that differ; perhaps they are not the same classes"),
+        _other_names(runs),
         _differs(runs, _circumstances, "times taken on other machines or with other settings; they are not drawn"),
     ]
     if len(set(map(_model, runs))) == 1:
         found.append(_differs(runs, _checksum, "different float weights; each agreement is with its own"))
     for run in runs:
         if _evaluated(run) in (None, 0.0):
-            found.append(f"{run.name} was not evaluated; it has no accuracy")
+            found.append(f"not evaluated, and so without accuracy: {run.name}")
         if run.metrics.get("paper_exact") is True:
-            found.append(f"{run.name} is a simulation (paper_exact); neither its size nor its speed can be had")
+            found.append(f"a simulation (paper_exact), of which neither size nor speed can be had: {run.name}")
         if not run.findings:
-            found.append(f"{run.name} has no report.json, as of an earlier version; nothing is known of its classes")
+            found.append(f"no report.json, as of an earlier version, so that nothing is known of classes: {run.name}")
     return [text for text in found if text]
 
 
@@ -170,15 +170,30 @@ def _evaluated(run: RunFacts) -> float | None:
     return number(mapping(run.metrics.get("images")).get("evaluation"))
 
 
-def _images(run: RunFacts) -> Hashable:
+def _images(run: RunFacts) -> tuple[float, str | None] | None:
     """What tells sets of evaluation images apart."""
     count, checksum = _evaluated(run), run.findings.get("images")
     return (count, checksum if isinstance(checksum, str) else None) if count else None
 
 
-def _first_name(run: RunFacts) -> str | None:
-    found = next(iter(classes(run.findings).values()), None)
-    return None if found is None else found.name
+def _images_differ(runs: Sequence[RunFacts]) -> bool:
+    """Whether that is known; runs of earlier versions do not record which images they saw."""
+    known = [found for run in runs if (found := _images(run)) is not None]
+    return any(len({entry[part] for entry in known} - {None}) > 1 for part in (0, 1))
+
+
+def _other_names(runs: Sequence[RunFacts]) -> str | None:
+    """A warning of the first class that runs call by different names."""
+    names = {
+        run.name: {label: entry.name for label, entry in classes(run.findings).items() if entry.is_named}
+        for run in runs
+    }  # fmt: skip
+    labels = sorted({label for known in names.values() for label in known})
+    first = next((label for label in labels if len({names[run].get(label) for run in names} - {None}) > 1), None)
+    if first is None:
+        return None
+    what = f"other names of class {first}; perhaps they are not the same classes"
+    return _differs(runs, lambda run: names[run.name].get(first), what)
 
 
 def _model(run: RunFacts) -> str:

@@ -47,16 +47,25 @@ def text(place: float, baseline: float, words: str, class_: str | None = None, d
     return element("text", escape(words), x=percent(place), y=f"{baseline:g}", dx=dx, class_=class_)
 
 
-def window(values: Iterable[float], intervals: int = 4) -> Scale:
-    """A scale with round ticks that holds these finite values with a little room, whether or not zero is near."""
+def window(values: Iterable[float], least: float = -math.inf, most: float = math.inf, intervals: int = 4) -> Scale:
+    """A scale with round ticks that holds these finite values with a little room, whether or not zero is near.
+
+    It does not go beyond `least` and `most`, between which its quantity lies, unless values do; both are multiples of
+    every step (0, 100).
+    """
     found = list(values)
     low, high = min(found), max(found)
-    reach = (high - low) or abs(high) or 1.0
+    reach = high - low
+    # What differs in the last of a float's digits is the same.
+    reach = reach if reach > 1e-9 * abs(high) else abs(high) or 1.0
     step = round_step(1.1 * reach / intervals)
-    return Scale(math.floor((low - 0.04 * reach) / step) * step, math.ceil((high + 0.04 * reach) / step) * step, step)
+    start, end = math.floor((low - 0.04 * reach) / step) * step, math.ceil((high + 0.04 * reach) / step) * step
+    return Scale(max(start, least) if low >= least else start, min(end, most) if high <= most else end, step)
 
 
-def plain(value: float) -> str:
-    """A number at a tick."""
-    # Sums of steps such as 0.1 are not exact.
-    return f"{round(value, 10):g}".replace("-", _MINUS)
+def plain(value: float, step: float) -> str:
+    """The number at a tick of a scale, with the digits that tell it from its neighbours."""
+    if abs(value) >= 1e9 or 0 < step < 1e-9:
+        return f"{value:.10g}".replace("-", _MINUS)
+    text = f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    return (text[1:] if float(text.replace(",", "")) == 0 and text[0] == "-" else text).replace("-", _MINUS)

@@ -9,6 +9,8 @@ from typing import Any
 
 from halfbyte.report import wording
 
+# Nothing real is larger, or smaller and not zero; quotients and differences of what lies between are finite.
+_LARGEST, _SMALLEST = 1e100, 1e-100
 _EXACT_DB = 200.0  # what a metrics file, which has no infinity, says of a site without any error
 
 
@@ -23,14 +25,16 @@ def records(value: object) -> list[Mapping[str, Any]]:
 
 
 def number(value: object) -> float | None:
-    """`value` as a finite float; None for anything that is not one."""
+    """`value` as a float; None for anything that is not one, is not finite or too large to be real."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         converted = float(value)
     except OverflowError:
         return None
-    return converted if math.isfinite(converted) else None
+    if not abs(converted) <= _LARGEST:
+        return None
+    return converted if abs(converted) >= _SMALLEST else 0.0
 
 
 def numbers(value: object) -> list[float]:
@@ -62,7 +66,7 @@ def site(record: Mapping[str, Any]) -> SiteFacts:
         role=wording.anything(record.get("role")),
         weight_bits=_operand_bits(bits.get("weight")),
         activation_bits=_operand_bits(bits.get("activation")),
-        sqnr_db=_ratio(record.get("sqnr_db")),
+        sqnr_db=decibels(record.get("sqnr_db")),
     )
 
 
@@ -75,7 +79,8 @@ def _operand_bits(value: object) -> str:
     return wording.anything(value)
 
 
-def _ratio(value: object) -> float | None:
+def decibels(value: object) -> float | None:
+    """A ratio in dB; infinite where nothing was lost, None where not measured."""
     if isinstance(value, float) and value == math.inf:
         return value
     ratio = number(value)

@@ -140,7 +140,7 @@ def _axis(drawn: Distribution) -> Iterator[Html]:
     else:
         step = charts.round_step((drawn.high - drawn.low) / 5)
         numbered = range(math.ceil(drawn.low / step), math.floor(drawn.high / step) + 1)
-        marks = [(index * step, plain(index * step)) for index in numbered]
+        marks = [(index * step, plain(index * step, step)) for index in numbered]
     for value, words in marks:
         place = drawn.place(value)
         # The outer numbers would hang over the drawing's edges.

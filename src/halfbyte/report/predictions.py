@@ -19,12 +19,14 @@ _MOST_ROWS = 200
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """A class: its name, its images, and the percentages of them that the float and the quantized model get right."""
+    """A class: its name (its number, where it has none), its images, and the percentages of them that the float and
+    the quantized model get right."""
 
     name: str
     images: int
     before: float
     after: float
+    is_named: bool = True
 
     @property
     def change(self) -> float:
@@ -40,8 +42,9 @@ def classes(findings: Mapping[str, Any]) -> dict[int, ClassFacts]:
         images, before, after = counts
         if label is not None and images is not None and before is not None and after is not None and images >= 1:
             found[int(label)] = ClassFacts(
-                _class_name(record), int(images), 100 * before / images, 100 * after / images
-            )
+                _class_name(record), int(images), 100 * before / images, 100 * after / images,
+                isinstance(record.get("name"), str),
+            )  # fmt: skip
     return found
 
 
@@ -61,7 +64,10 @@ def classes_section(findings: Mapping[str, Any]) -> Html:
 
 def _summary(found: Sequence[ClassFacts], drawn: int) -> Html:
     worse, better = (sum(sign * entry.change > 0 for entry in found) for sign in (-1, 1))
-    shown = f" The {drawn} that changed most, in percentage points of top-1:" if drawn else ""
+    those = "The one that changed" if drawn == 1 else f"The {drawn} that changed most"
+    if any(entry.images < LEAST_IMAGES for entry in found):
+        those = f"Of classes with {LEAST_IMAGES} images or more, {those[0].lower()}{those[1:]}"
+    shown = f" {those}, in percentage points of top-1:" if drawn else ""
     few = all(entry.images < LEAST_IMAGES for entry in found)
     shown = f" Each has fewer than {LEAST_IMAGES} images, too few to say more of single classes." if few else shown
     return paragraph(f"Of {_classes(found)} with images, {worse:,} lost accuracy and {better:,} gained.{shown}")

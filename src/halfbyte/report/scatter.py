@@ -27,9 +27,10 @@ class Point:
 
 
 def scatter(points: Sequence[Point], reference: float | None, cost: str, value: str, description: str) -> Html:
-    """The points over axes named `cost` (less is better) and `value` (more is better); `reference` is a level line."""
+    """The points over axes named `cost` (less is better, none below 0) and `value` (percent, more is better);
+    `reference` is a level line."""
     heights = [point.value for point in points] + ([] if reference is None else [reference])
-    across, up = window(point.cost for point in points), window(heights)
+    across, up = window((point.cost for point in points), 0), window(heights, 0, 100)
     places = [(across.position(point.cost), _level(up, point.value)) for point in points]
     labels = _apart(places)
     drawing = [
@@ -52,10 +53,10 @@ def _grid(across: Scale, up: Scale) -> list[Html]:
     parts = []
     for tick in across.ticks():
         place = across.position(tick)
-        parts += [line(place, _TOP, _TOP + _HEIGHT), text(place, _TOP + _HEIGHT + 17, plain(tick), "tick")]
+        parts += [line(place, _TOP, _TOP + _HEIGHT), text(place, _TOP + _HEIGHT + 17, plain(tick, across.step), "tick")]
     for tick in up.ticks():
         level = _level(up, tick)
-        parts += [line_across(level), text(0, level + 4, plain(tick), "end", dx=-8)]
+        parts += [line_across(level), text(0, level + 4, plain(tick, up.step), "end", dx=-8)]
     return parts
 
 
