@@ -3,7 +3,8 @@
     python examples/own_classes.py finetuned.safetensors images/train images/val
 
 A name of timm stands for its configuration, 1,000 classes for most. A fine-tuned model is registered under another name
-in the process that quantizes or loads it; engines, exports and the server run its integer program and know no names.
+in the process that quantizes, loads or evaluates it; engines, exports and the server run its integer program and know
+no names.
 """
 
 from __future__ import annotations

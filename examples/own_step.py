@@ -3,7 +3,7 @@
     python examples/own_step.py
 
 A step is a frozen dataclass of parameters with a `run`. Registered, it can stand in a recipe like any other; its
-parameters are checked, `--set` reaches them, and the report shows its figures and seconds.
+parameters are checked, settings reach them, and the report shows its figures and seconds.
 """
 
 from __future__ import annotations

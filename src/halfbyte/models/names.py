@@ -79,8 +79,7 @@ def import_timm() -> Any:
             raise
         raise HalfbyteError(
             "torchvision does not fit the installed torch, so timm cannot be imported: install torch and torchvision "
-            "from the same index, such as pip install --force-reinstall torch torchvision "
-            "--index-url https://download.pytorch.org/whl/cpu"
+            "from the same index, such as pip install --force-reinstall torch torchvision"
         ) from error
     return timm
 
