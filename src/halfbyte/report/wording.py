@@ -47,7 +47,11 @@ def times(factor: float, word: str) -> str:
 
 def figures(value: float | None) -> str:
     """A number of unknown size with three digits."""
-    return NOT_MEASURED if value is None else f"{value:.3g}".replace("-", _MINUS)
+    if value is None:
+        return NOT_MEASURED
+    # In plain figures while they are few: 1176.8 is 1,180.
+    rounded = float(f"{value:.3g}")
+    return (f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e7 else f"{value:.3g}").replace("-", _MINUS)
 
 
 def points(before: float | None, after: float | None) -> str:
