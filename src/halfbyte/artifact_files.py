@@ -30,6 +30,7 @@ FORMAT, VERSION = "halfbyte", 1
 TENSORS, CONFIG, QUANTIZATION = "model.safetensors", "config.json", "quantization.json"
 # The integer program; an artifact that could not be lowered has none.
 PROGRAM = "program.bin"
+ARTIFACT = (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
 
 _FACTS = {
     "source": {"name": str, "architecture": str, "tag": nullable(str), "weights": nullable(str),
@@ -100,25 +101,25 @@ def write_files(folder: Path, contents: dict[str, bytes], option: str = "--out")
 
 def write_option(place: Path, content: bytes, option: str) -> None:
     """Write one file that an option asks for, as `write_files` does; also into a device, a pipe, or what is printed."""
-    real, printed = real_path(place), _printed(place)
+    real, printed = real_path(place), printed_into(place)
     if printed is None and (real.is_file() or not place.exists()):
         write_files(real.parent, {real.name: content}, option)
         return
     try:
-        with place.open("wb") if printed is None else os.fdopen(printed, "wb") as file:
+        with place.open("wb") if printed is None else os.fdopen(os.dup(printed), "wb") as file:
             file.write(content)
     except OSError as error:
         raise HalfbyteError(f"cannot write {option} {place}: {reason(error)}; {remedy(error, option)}") from None
 
 
-def _printed(place: Path) -> int | None:
-    """A descriptor for what standard output or error goes into, where that is the `place`: a file that was opened for
+def printed_into(place: Path) -> int | None:
+    """The descriptor of what standard output or error goes into, where that is the `place`: a file that was opened for
     it (`--json /dev/stdout >> log`) is not to be replaced under it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
             if os.path.samestat(os.stat(place), os.fstat(stream.fileno())):
-                return os.dup(stream.fileno())
+                return stream.fileno()
     return None
 
 
@@ -132,6 +133,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(read_file(folder / name, MAX_JSON_BYTES))
     except FileNotFoundError:
+        if not folder.exists():
+            raise HalfbyteError(f"{folder} does not exist; give an artifact's folder") from None
         raise HalfbyteError(f"{folder} is not an artifact: it has no {name}") from None
     except NotADirectoryError:
         raise HalfbyteError(f"{folder} is not an artifact but a file; give the folder that holds {name}") from None

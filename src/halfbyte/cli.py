@@ -137,7 +137,7 @@ def _run(given: dict[str, Any]) -> None:
 
     json_file, settings = given.pop("json_file"), given.pop("set_")
     if leads():
-        check_writable(json_file)
+        check_writable(json_file, out=given["out"])
     result = api.quantize(Options(**given, settings=tuple(settings or ())))
     if leads():
         print_run(result.metrics, result.folder)
@@ -192,7 +192,7 @@ def labels(
     """Label random crops of images by a teacher, for training; readable by any later version."""
     from halfbyte.labels import LabelOptions, make_labels
 
-    check_writable(json_file)
+    check_writable(json_file, out=out)
     facts = make_labels(
         LabelOptions(teacher, out, weights, data, crops, top, temperature, least_area, seed, device, workers, resume)
     )
@@ -219,7 +219,7 @@ def export(
     """Write an artifact for another runtime."""
     from halfbyte import api
 
-    check_writable(json_file)
+    check_writable(json_file, out=out)
     exported = api.export(
         artifact, to, out, verify=verify, force=force, val=val, opset=opset, gelu=gelu, convolutions=convolutions
     )

@@ -16,8 +16,9 @@ from halfbyte.progress import Progress
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")]
 
 
-def check_writable(file: Path | None, option: str = "--json") -> None:
-    """Raise `HalfbyteError` before any work where an option's file cannot be written."""
+def check_writable(file: Path | None, option: str = "--json", out: Path | None = None) -> None:
+    """Raise `HalfbyteError` before any work where an option's file cannot be written, is `--out` as well, or would
+    replace something else than an earlier file of its kind."""
     if file is None:
         return
     if file.is_dir() or not file.absolute().parent.is_dir():
@@ -27,6 +28,27 @@ def check_writable(file: Path | None, option: str = "--json") -> None:
     asked, needed = (real, os.W_OK) if real.exists() and not real.is_file() else (real.parent, os.W_OK | os.X_OK)
     if not os.access(asked, needed):
         raise HalfbyteError(f"{option} {file}: no permission there, or a read-only disk; choose another {option}")
+    if out is not None and real == real_path(out):
+        raise HalfbyteError(f"--out and {option} are both {file}; give two files")
+    _check_replaceable(real, f"{option} {file}")
+
+
+def _check_replaceable(real: Path, name: str) -> None:
+    from halfbyte.artifact_files import ARTIFACT, QUANTIZATION, printed_into
+    from halfbyte.run_files import BENCH, FINDINGS, METRICS
+
+    finished = any((real.parent / own).is_file() for own in (QUANTIZATION, METRICS))
+    if finished and real.name in (*ARTIFACT, BENCH, FINDINGS, METRICS):
+        raise HalfbyteError(f"{name} would replace a file of the run there; choose another place")
+    if not real.is_file() or printed_into(real) is not None:
+        return
+    try:
+        with real.open("rb") as stream:
+            first = stream.read(1)
+    except OSError as error:
+        raise HalfbyteError(f"{name}: cannot look at what is there ({error.strerror}); choose another place") from None
+    if first not in (b"", b"{", b"<"):
+        raise HalfbyteError(f"{name} is there and is something else; choose another place, or remove it")
 
 
 def write_json(file: Path | None, facts: dict[str, Any]) -> None:

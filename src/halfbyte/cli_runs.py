@@ -9,7 +9,6 @@ import typer
 
 from halfbyte.cli_json import Json, check_writable, write_json, write_text
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import real_path
 from halfbyte.progress import Progress
 from halfbyte.terminal import print_comparison
 
@@ -30,9 +29,7 @@ def compare(
     from halfbyte.report.compare import render_comparison
 
     check_writable(out, "--out")
-    check_writable(json_file)
-    if out is not None and json_file is not None and real_path(out) == real_path(json_file):
-        raise HalfbyteError(f"--out and --json are both {out}; give two files")
+    check_writable(json_file, out=out)
     facts = run_files.compare(runs)
     print_comparison(facts)
     if out is not None:

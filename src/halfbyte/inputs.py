@@ -245,7 +245,12 @@ def _with_images(recipe: Recipe, count: int, progress: Progress) -> Recipe:
             progress.say(f"{call.name} takes the {count} calibration images that there are, not {images}")
             call = replace(call, parameters={**call.parameters, "images": count})
         calls.append(call)
-    return with_defaults(replace(recipe, steps=tuple(calls)))
+    try:
+        return with_defaults(replace(recipe, steps=tuple(calls)))
+    except HalfbyteError as error:
+        raise HalfbyteError(
+            f"{error}; the run has {count} for calibration, give more with --calib and --calib-images"
+        ) from None  # fmt: skip
 
 
 def embedded_images(source: dict[str, Any], which: str) -> str | None:

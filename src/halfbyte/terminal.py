@@ -15,6 +15,7 @@ from halfbyte.report.wording import bit_widths
 
 # Of a list of names.
 _SHOWN = 8
+_LEAST_WIDTH = 80
 
 
 class PlainConsole(Console):
@@ -27,7 +28,10 @@ class PlainConsole(Console):
 def open_console() -> Console:
     """A console for text of users."""
     # Names and paths come from the user: brackets and colons in them are no markup.
-    return PlainConsole(markup=False, emoji=False)
+    console = PlainConsole(markup=False, emoji=False)
+    # Narrower tables would lose their figures; so their lines wrap.
+    console.width = max(console.width, _LEAST_WIDTH)
+    return console
 
 
 def print_run(metrics: dict[str, Any], folder: Path) -> None:

@@ -124,3 +124,21 @@ def test_as_a_process_an_error_is_one_line_and_warnings_of_pillow_are_none(tmp_p
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"halfbyte: images {tmp_path / 'images'}: 1 of 11 images cannot be read (class0/1.png")
+
+
+def test_labels_that_no_class_can_have_are_told(quantize, tmp_path):
+    labels = np.arange(64, dtype=np.uint64) + 2**63
+    np.savez(tmp_path / "huge.npz", x=np.zeros((64, 28, 28), np.uint8), y=labels)
+    quantize("--calib", tmp_path / "huge.npz").refused("huge.npz: y holds 9223372036854775871")
+
+
+def test_one_image_is_too_few_for_some_steps(quantize, tmp_path):
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 28, 28), np.uint8), y=np.zeros(1, int))
+    outcome = quantize("--calib", tmp_path / "one.npz", "--recipe", "halfbyte-fast", "--calib-images", 1)
+    assert outcome.code == 2
+    said = outcome.err.splitlines()[-1]
+    assert "the run has 1 for calibration, give more with --calib and --calib-images" in said
+
+
+def test_a_budget_below_the_least_width_is_told_at_once(quantize):
+    quantize("--budget", "1.5bits").refused("budget must be at least 2bits", "not 1.5bits")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from halfbyte import api
@@ -88,3 +90,40 @@ def test_facts_go_behind_what_is_printed_into_the_same_file(tmp_path, place):
     assert first == "precious\n"
     assert "steps:" in printed
     assert json.loads("{" + facts)["name"] == "repq"
+
+
+@pytest.fixture
+def mine(tmp_path, finished_run):
+    """A copy of a finished run, and a file of somebody's beside it."""
+    shutil.copytree(finished_run, tmp_path / "mine")
+    with (tmp_path / "images.npz").open("wb") as file:
+        np.savez(file, x=np.zeros((4, 28, 28), np.uint8), y=np.arange(4))
+    return tmp_path / "mine"
+
+
+def test_facts_replace_nothing_but_earlier_facts(halfbyte, quantize, mine, read_run, finished_run):
+    before, images = read_run(mine).everything, (mine.parent / "images.npz").read_bytes()
+    for name in ("metrics.json", "quantization.json", "program.bin", "bench.json"):
+        said = halfbyte("eval", mine, "--limit", 4, "--json", mine / name).refused("would replace a file of the run")
+        assert str(mine / name) in said
+    halfbyte("compare", mine, finished_run, "--out", mine / "metrics.json").refused("would replace a file of the run")
+    halfbyte("inspect", mine, "--json", mine.parent / "images.npz").refused("images.npz is there and is something else")
+    for command in (("export", mine), ("quantize", "fashion_resnet")):
+        both = ("--out", mine.parent / "both.onnx", "--json", mine.parent / "both.onnx")
+        halfbyte(*command, *both).refused("--out and --json are both")
+    assert read_run(mine).everything == before
+    assert (mine.parent / "images.npz").read_bytes() == images
+    for _ in range(2):
+        assert halfbyte("inspect", mine, "--json", mine.parent / "facts.json").code == 0
+
+
+def test_what_does_not_exist_is_said_so(halfbyte, tmp_path):
+    for verb in ("export", "bench"):
+        halfbyte(verb, tmp_path / "nothing").refused("nothing does not exist; give an artifact's folder")
+
+
+def test_a_working_directory_that_is_gone_is_told(halfbyte, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    halfbyte("recipes", "repq").refused("the working directory is gone; change to one that exists")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -56,3 +58,28 @@ def test_an_interrupted_command_says_how_to_go_on(quantize, halfbyte, monkeypatc
     assert (outcome.code, outcome.err) == (130, "halfbyte: interrupted; the same command with --resume continues\n")
     outcome = halfbyte("inspect", "fashion_resnet")
     assert (outcome.code, outcome.err) == (130, "halfbyte: interrupted\n")
+
+
+def test_ctrl_c_while_a_library_is_loaded_ends_at_once(tmp_path):
+    # Code that loses the exception, as some that is compiled does.
+    swallowing = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    pass
+"""
+    (tmp_path / "swallowing.py").write_text(swallowing)
+    program = "import sys, halfbyte.__main__ as m, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += (
+        "import typer\ntyper.Typer.__call__ = lambda self: __import__('swallowing')\nsys.argv = ['halfbyte']\nm.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "halfbyte: interrupted\n")
+
+
+def test_a_narrow_terminal_shows_all_figures(halfbyte, monkeypatch, finished_run):
+    monkeypatch.setenv("COLUMNS", "20")
+    outcome = halfbyte("eval", finished_run, "--limit", 4)
+    assert "agreement %" in outcome.out
+    assert "fashion_resnet" in outcome.out

@@ -10,7 +10,7 @@ from tests.hub.stub import TOKEN, Commit, Repository, Stub, running
 from tests.robustness.commands import Commands
 from tests.robustness.verbs import REPOSITORY, Inputs, make_inputs
 
-from halfbyte.export.files import ARTIFACT
+from halfbyte.artifact_files import ARTIFACT
 
 
 @pytest.fixture(scope="session")

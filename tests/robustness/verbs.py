@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from halfbyte import api
-from halfbyte.export.files import ARTIFACT
+from halfbyte.artifact_files import ARTIFACT
 from halfbyte.models.builtin import create_builtin
 
 MODEL = "fashion_resnet"

@@ -170,6 +170,8 @@ def _open_archive(path: Path) -> ArraySource:
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise HalfbyteError(f"images {path}: y is {labels.dtype} {list(labels.shape)}; it must be integers [N]")
+    if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+        raise HalfbyteError(f"images {path}: y holds {labels.max()}; it must be the numbers of classes")
     if len(pixels) != len(labels):
         raise HalfbyteError(f"images {path}: {len(pixels)} images in x, but {len(labels)} labels in y")
     if not pixels.size:

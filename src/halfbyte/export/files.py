@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from halfbyte.artifact_files import CONFIG, PROGRAM, QUANTIZATION, TENSORS, read_facts, write_files
+from halfbyte.artifact_files import ARTIFACT, read_facts, write_files
 from halfbyte.errors import HalfbyteError, check_installed, did_you_mean
 from halfbyte.files import real_path
 from halfbyte.program.load import load_program
@@ -18,7 +18,6 @@ from halfbyte.progress import Progress
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torchao": ".safetensors"}
 # Packages that writing needs, and which of our extras has each.
 _NEEDS = {"onnx": {"onnx": "onnx"}, "openvino": {"onnx": "onnx", "openvino": "openvino"}, "torchao": {}}
-ARTIFACT = (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
 _SHOWN = 3
 
 
@@ -54,8 +53,9 @@ def check_options(folder: Path, options: ExportOptions) -> None:
         raise HalfbyteError(f"--to {options.to!r} is not known{did_you_mean(options.to, _NEEDS)}")
     for package, extra in _NEEDS[options.to].items():
         check_installed(f"--to {options.to}", (package,), extra)
-    if folder.is_file():
-        raise HalfbyteError(f"{folder} is a file; give an artifact's folder")
+    if not folder.is_dir():
+        problem = "is a file" if folder.is_file() else "does not exist"
+        raise HalfbyteError(f"{folder} {problem}; give an artifact's folder")
     out, ending = options.out, ENDINGS[options.to]
     if out.suffix != ending:
         raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")

@@ -52,6 +52,9 @@ class Mixed:
             raise ValueError(f"sensitivity must be one of {', '.join(SENSITIVITIES)}")
         if not MIN_BITS <= self.least <= self.most <= MAX_BITS:
             raise ValueError(f"least and most must be from {MIN_BITS} to {MAX_BITS}, in this order")
+        amount, unit = _parsed(self.budget)
+        if unit == "bits" and amount < self.least:
+            raise ValueError(f"budget must be at least {self.least}bits, the least width there is, not {self.budget}")
         if self.images < 1 or self.draws < 1:
             raise ValueError("images and draws must be at least 1")
 
