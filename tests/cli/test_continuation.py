@@ -126,7 +126,7 @@ def test_an_option_given_wins_over_the_artifacts_preprocessing(go_on, tmp_path):
         (("--a-bits", 3), ("--a-bits", "leave --a-bits out")),
         (("--recipe", "repq"), ("repq calibrates from scratch", "leave --from out")),
         (("--recipe", "minmax"), ("minmax calibrates from scratch",)),
-        (("--from", "nowhere"), ("nowhere", "not an artifact")),
+        (("--from", "nowhere"), ("nowhere", "does not exist")),
     ],
 )
 def test_what_does_not_fit_is_refused(go_on, tmp_path, options, parts):

@@ -112,6 +112,7 @@ def test_more_threads_than_cores_and_than_images(artifact, lowered, tmp_path):
 def test_what_is_no_artifact(tmp_path, place):
     (tmp_path / "file").write_text("no artifact")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HalfbyteError, match="is not an artifact") as raised:
+    said = "nowhere does not exist; give an artifact's folder" if place == "nowhere" else "is not an artifact"
+    with pytest.raises(HalfbyteError, match=said) as raised:
         Engine(tmp_path / place)
     assert "\n" not in str(raised.value)

@@ -118,7 +118,7 @@ def test_names_that_the_recipe_fixes_stay(run):
 @pytest.mark.parametrize(
     ("mixed", "told"),
     [
-        ("budget: 1.5bits", "1.5bits is too little even at 2 bits everywhere"),
+        ("budget: 1.5bits", "budget must be at least 2bits, the least width there is, not 1.5bits"),
         ("budget: 0.05MB", "0.05MB is too little"),
         ("budget: 4", "mixed.budget must be of type str, not 4"),
         ("budget: four bits", "budget must be like 4.0bits or 3.2MB"),
