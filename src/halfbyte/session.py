@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from halfbyte.artifact import is_trained
@@ -195,7 +195,8 @@ class Session:
         part = folder / f"{STATE}.part"
         try:
             # One file: tensors and facts of two different steps can never meet.
-            save_file(_unshared(tensors), part, metadata={"facts": json.dumps(facts)})
+            # Its own way into a file has a random name beside it, which a kill would leave there for ever.
+            part.write_bytes(save(_unshared(tensors), {"facts": json.dumps(facts)}))
             os.replace(part, folder / STATE)
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)

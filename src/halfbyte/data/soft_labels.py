@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from halfbyte.data.crops import SCALE, Box, Cropper, draw_box, generator_of
@@ -164,7 +164,8 @@ def _save(made: list[_Labelled], path: Path) -> None:
     }
     part = path.with_name(f"{path.name}.part")
     try:
-        save_file(tensors, part, metadata={"names": json.dumps([entry.name for entry in made])})
+        # Its own way into a file has a random name beside it, which a kill would leave there for ever.
+        part.write_bytes(save(tensors, {"names": json.dumps([entry.name for entry in made])}))
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
