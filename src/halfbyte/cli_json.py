@@ -30,15 +30,16 @@ def check_writable(file: Path | None, option: str = "--json", out: Path | None =
         raise HalfbyteError(f"{option} {file}: no permission there, or a read-only disk; choose another {option}")
     if out is not None and real == real_path(out):
         raise HalfbyteError(f"--out and {option} are both {file}; give two files")
-    _check_replaceable(real, f"{option} {file}")
+    _check_replaceable(real, f"{option} {file}", b"{" if option == "--json" else b"<")
 
 
-def _check_replaceable(real: Path, name: str) -> None:
+def _check_replaceable(real: Path, name: str, begins: bytes) -> None:
+    """`begins`: with what a file of this kind begins; an empty one may be anything."""
     from halfbyte.artifact_files import ARTIFACT, QUANTIZATION, printed_into
-    from halfbyte.run_files import BENCH, FINDINGS, METRICS
+    from halfbyte.run_files import BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT
 
     finished = any((real.parent / own).is_file() for own in (QUANTIZATION, METRICS))
-    if finished and real.name in (*ARTIFACT, BENCH, FINDINGS, METRICS):
+    if finished and real.name in (*ARTIFACT, BENCH, FINDINGS, LOG, METRICS, RECIPE, REPORT):
         raise HalfbyteError(f"{name} would replace a file of the run there; choose another place")
     if not real.is_file() or printed_into(real) is not None:
         return
@@ -47,7 +48,7 @@ def _check_replaceable(real: Path, name: str) -> None:
             first = stream.read(1)
     except OSError as error:
         raise HalfbyteError(f"{name}: cannot look at what is there ({error.strerror}); choose another place") from None
-    if first not in (b"", b"{", b"<"):
+    if first not in (b"", begins):
         raise HalfbyteError(f"{name} is there and is something else; choose another place, or remove it")
 
 

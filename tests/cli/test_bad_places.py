@@ -103,10 +103,11 @@ def mine(tmp_path, finished_run):
 
 def test_facts_replace_nothing_but_earlier_facts(halfbyte, quantize, mine, read_run, finished_run):
     before, images = read_run(mine).everything, (mine.parent / "images.npz").read_bytes()
-    for name in ("metrics.json", "quantization.json", "program.bin", "bench.json"):
+    for name in ("metrics.json", "quantization.json", "program.bin", "bench.json", "log.jsonl", "recipe.yaml"):
         said = halfbyte("eval", mine, "--limit", 4, "--json", mine / name).refused("would replace a file of the run")
         assert str(mine / name) in said
-    halfbyte("compare", mine, finished_run, "--out", mine / "metrics.json").refused("would replace a file of the run")
+    for name in ("metrics.json", "report.html"):
+        halfbyte("compare", mine, finished_run, "--out", mine / name).refused("would replace a file of the run")
     halfbyte("inspect", mine, "--json", mine.parent / "images.npz").refused("images.npz is there and is something else")
     for command in (("export", mine), ("quantize", "fashion_resnet")):
         both = ("--out", mine.parent / "both.onnx", "--json", mine.parent / "both.onnx")
@@ -115,6 +116,7 @@ def test_facts_replace_nothing_but_earlier_facts(halfbyte, quantize, mine, read_
     assert (mine.parent / "images.npz").read_bytes() == images
     for _ in range(2):
         assert halfbyte("inspect", mine, "--json", mine.parent / "facts.json").code == 0
+    halfbyte("compare", mine, finished_run, "--out", mine.parent / "facts.json").refused("is something else")
 
 
 def test_what_does_not_exist_is_said_so(halfbyte, tmp_path):

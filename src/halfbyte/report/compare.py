@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from halfbyte.report import charts, wording
-from halfbyte.report.facts import decibels, number
+from halfbyte.report.facts import number, sqnr
 from halfbyte.report.markup import Html, element, escape, lines
 from halfbyte.report.page import Column, contents, details, document, paragraph, section, table
 from halfbyte.report.predictions import LEAST_IMAGES
@@ -134,7 +134,7 @@ def _by_role(sites: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float |
 
 
 def _ratios(site: Mapping[str, Any]) -> list[float | None]:
-    return [None if found is None else decibels(found["sqnr_db"]) for found in site["runs"]]
+    return [None if found is None else sqnr(found["sqnr_db"]) for found in site["runs"]]
 
 
 def _site_table(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]) -> Html:
@@ -147,7 +147,7 @@ def _site_table(runs: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, 
     for site in sites:
         cells = [site["name"], MEANING.get(site["role"], site["role"])]
         for found in site["runs"]:
-            cells += [_NONE, _NONE] if found is None else [_bits(found), wording.decibels(decibels(found["sqnr_db"]))]
+            cells += [_NONE, _NONE] if found is None else [_bits(found), wording.decibels(sqnr(found["sqnr_db"]))]
         if len(runs) == 2:
             cells.append(_difference(_ratios(site)))
         rows.append(cells)

@@ -66,7 +66,7 @@ def site(record: Mapping[str, Any]) -> SiteFacts:
         role=wording.anything(record.get("role")),
         weight_bits=_operand_bits(bits.get("weight")),
         activation_bits=_operand_bits(bits.get("activation")),
-        sqnr_db=decibels(record.get("sqnr_db")),
+        sqnr_db=sqnr(record.get("sqnr_db")),
     )
 
 
@@ -79,8 +79,8 @@ def _operand_bits(value: object) -> str:
     return wording.anything(value)
 
 
-def decibels(value: object) -> float | None:
-    """A ratio in dB; infinite where nothing was lost, None where not measured."""
+def sqnr(value: object) -> float | None:
+    """A signal-to-quantization-noise ratio in dB; infinite where nothing was lost, None where not measured."""
     if isinstance(value, float) and value == math.inf:
         return value
     ratio = number(value)
