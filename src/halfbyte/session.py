@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halfbyte.artifact import is_trained
@@ -192,14 +193,17 @@ class Session:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         tensors |= {f"{_KEPT}{name}": tensor.detach().cpu().contiguous() for name, tensor in self.kept.items()}
         tensors["__generator__"] = self.generator.get_state()
+        # A folder of its own: the library begins a file under a random name, which a kill would leave beside it.
         part = folder / f"{STATE}.part"
         try:
+            _remove(part)
+            part.mkdir()
             # One file: tensors and facts of two different steps can never meet.
-            # Its own way into a file has a random name beside it, which a kill would leave there for ever.
-            part.write_bytes(save(_unshared(tensors), {"facts": json.dumps(facts)}))
-            os.replace(part, folder / STATE)
+            save_file(_unshared(tensors), part / STATE, metadata={"facts": json.dumps(facts)})
+            os.replace(part / STATE, folder / STATE)
+            part.rmdir()
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
             raise HalfbyteError(
                 f"cannot save the run's state to {folder} ({error}); free some space, then continue with --resume"
             ) from None
@@ -259,7 +263,14 @@ def has_state(folder: Path) -> bool:
 def remove_state(folder: Path) -> None:
     """Delete what `save_state` wrote; a finished run does not need it."""
     for name in (STATE, f"{STATE}.part"):
-        (folder / name).unlink(missing_ok=True)
+        _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -78,21 +78,23 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "halfbyte: interrupted\n")
 
 
-def test_killed_while_the_state_is_written_leaves_its_own_part_alone(tmp_path):
+def test_killed_while_the_state_is_written_leaves_its_own_part_alone(halfbyte, tmp_path):
     """The system ends the process within the first file that grows beyond its limit: the state."""
+    command = ("quantize", "fashion_resnet", "--recipe", "percentile", "--calib-images", "32", "--limit", "4")
+    command += ("--workers", "0", "--out", str(tmp_path / "out"))
     program = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from halfbyte.__main__ import main\n"
-        "sys.argv = ['halfbyte', 'quantize', 'fashion_resnet', '--recipe', 'percentile', '--calib-images', '32',\n"
-        "            '--limit', '4', '--workers', '0', '--out', 'out']\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program, *command], cwd=tmp_path, timeout=300)
     assert done.returncode == -signal.SIGXFSZ
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"log.jsonl", "resume.safetensors.part"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"log.jsonl", "resume.safetensors.part"}
+    assert halfbyte(*command, "--resume").code == 0
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith((".", "resume"))]
 
 
 def test_a_narrow_terminal_shows_all_figures(halfbyte, monkeypatch, finished_run):
