@@ -49,9 +49,7 @@ def main() -> None:
         _refuse(reason)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            resumable = any(verb in RESUMABLE for verb in sys.argv[1:2])
-            remedy = "; the same command with --resume continues" if resumable else ""
-            print(f"halfbyte: interrupted{remedy}", file=sys.stderr)
+            print(_interrupted(), file=sys.stderr)
         raise
 
 
@@ -59,10 +57,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """End at once where a library is being loaded: some lose an exception there, or are left half made."""
     while frame is not None:
         if frame.f_globals.get("__name__") in _IMPORT:
-            os.write(2, b"halfbyte: interrupted\n")
+            os.write(2, f"{_interrupted()}\n".encode())
             os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _interrupted() -> str:
+    resumable = any(verb in RESUMABLE for verb in sys.argv[1:2])
+    return f"halfbyte: interrupted{'; the same command with --resume continues' if resumable else ''}"
 
 
 def _refuse(reason: str) -> None:

@@ -20,7 +20,7 @@ from halfbyte.distributed import World, world
 from halfbyte.engines import TORCH, check_engine, start_engine
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate import Loop, evaluate
-from halfbyte.export.files import ENDINGS, Exported, ExportOptions, export_artifact
+from halfbyte.export.files import Exported, ExportOptions, export_artifact, export_places
 from halfbyte.facts import describe_sites, operations
 from halfbyte.families.describe import describe
 from halfbyte.files import real_path
@@ -203,9 +203,7 @@ def export(
     folder = Path(artifact)
     if val is not None and not verify:
         raise HalfbyteError("--val has the images of --verify; give both, or neither")
-    # Without a name of its own the scales would take that of the artifact's tensors.
-    place = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
-    options = ExportOptions(to, place, verify, force, opset, gelu, convolutions)
+    options = ExportOptions(to, export_places(folder, to, out)[0], verify, force, opset, gelu, convolutions)
     return export_artifact(folder, options, lambda: verification_images(folder, val, progress), progress)
 
 

@@ -53,8 +53,7 @@ MAX_BYTES = 2**34
 
 def stored_bytes(folder: Path) -> dict[str, int]:
     """The bytes of an artifact's tensors, "artifact", and of all files that a machine needs to run it, "shipped"."""
-    sizes = {name: (folder / name).stat().st_size for name in (TENSORS, CONFIG, QUANTIZATION, PROGRAM)
-             if (folder / name).exists()}  # fmt: skip
+    sizes = {name: (folder / name).stat().st_size for name in ARTIFACT if (folder / name).exists()}
     return {"artifact": sizes[TENSORS], "shipped": sum(sizes.values())}
 
 

@@ -218,8 +218,9 @@ def export(
 ) -> None:
     """Write an artifact for another runtime."""
     from halfbyte import api
+    from halfbyte.export.files import export_places
 
-    check_writable(json_file, out=out)
+    check_writable(json_file, out=out, writes=export_places(artifact, to, out))
     exported = api.export(
         artifact, to, out, verify=verify, force=force, val=val, opset=opset, gelu=gelu, convolutions=convolutions
     )

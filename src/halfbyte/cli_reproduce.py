@@ -56,7 +56,7 @@ def reproduce(
 
     given = {key: value for key, value in given.items() if key not in ("table", "list_", "rows", "set_", "json_file")}
     names, patterns = (table,) if table else (), tuple(rows or ())
-    check_writable(json_file)
+    check_writable(json_file, out=out)
     if list_:
         chosen = chosen_rows(load_tables(names), patterns)
         print_rows(chosen)

@@ -69,7 +69,7 @@ def pull(
     """Download an artifact from a model hub; the folder appears when all of it is there and checked."""
     from halfbyte.hub import pull as run_pull
 
-    check_writable(json_file)
+    check_writable(json_file, out=out)
     facts = run_pull(repository, out, revision=revision, endpoint=endpoint)
     size = sum(facts["files"].values()) / 1e6
     print(f"pulled {len(facts['files'])} files, {size:.2f} MB, commit {facts['revision']}, into {out}")

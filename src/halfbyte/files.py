@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 from halfbyte.errors import HalfbyteError
 
+# What a folder of soft labels begins with, and what the tables of `reproduce` are called.
+LABELS, TABLE = "labels.json", ("table.json", "table.md")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A disk with fewer bytes is full, whatever a library calls it.
 _LEAST = 2**16

@@ -32,10 +32,10 @@ from halfbyte.run_files import METRICS, RECIPE, read_metrics
 
 PREFIX = "hf-hub:"
 CARD = "README.md"
-ARTIFACT = (CONFIG, QUANTIZATION, TENSORS)
+NEEDED = (CONFIG, QUANTIZATION, TENSORS)
 # All that is ever sent or fetched: whatever else a repository holds, pickles or paths that lead elsewhere, stays there.
 # A report is a page, which a stranger's should not be opened as.
-FILES = (*ARTIFACT, PROGRAM, METRICS, RECIPE, CARD)
+FILES = (*NEEDED, PROGRAM, METRICS, RECIPE, CARD)
 
 
 def push(
@@ -103,7 +103,7 @@ def pull(
         check_reachable(endpoint)
         found = HfApi(endpoint=endpoint).model_info(name, revision=revision or at, files_metadata=True)
     there = {sibling.rfilename: sibling.size or 0 for sibling in found.siblings or ()}
-    if missing := [file for file in ARTIFACT if file not in there]:
+    if missing := [file for file in NEEDED if file not in there]:
         raise HalfbyteError(f"{name} holds no artifact of halfbyte: it has no {missing[0]}")
     files = [file for file in FILES if file in there]
     for file in files:
@@ -130,7 +130,7 @@ def cached(reference: str) -> Path:
     from huggingface_hub import snapshot_download
 
     _quiet_client()
-    files = [*ARTIFACT, PROGRAM]
+    files = [*NEEDED, PROGRAM]
     with one_line(name, "load"):
         try:
             check_reachable()

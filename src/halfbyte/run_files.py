@@ -25,7 +25,8 @@ FINDINGS, BENCH = "report.json", "bench.json"
 _ACCURACY = {"top1": nullable(number), "top5": nullable(number)}
 _METRICS = {
     "model": str, "recipe": str, "weights": {"source": nullable(str), "tag": nullable(str), "sha256": nullable(str)},
-    "bits": {"weight": whole(1), "activation": whole(1)}, "images": {"evaluation": whole(0)}, "float": _ACCURACY,
+    "bits": {"weight": whole(1), "activation": whole(1)}, "images": {"evaluation": whole(0)},
+    "dataset": optional(str), "float": _ACCURACY,
     "quantized": {**_ACCURACY, "agreement": nullable(number)},
     "bytes": {"float": number, "artifact": number, "shipped": optional(number)},
     "seconds": {"total": number},

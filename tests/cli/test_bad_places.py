@@ -104,10 +104,10 @@ def mine(tmp_path, finished_run):
 def test_facts_replace_nothing_but_earlier_facts(halfbyte, quantize, mine, read_run, finished_run):
     before, images = read_run(mine).everything, (mine.parent / "images.npz").read_bytes()
     for name in ("metrics.json", "quantization.json", "program.bin", "bench.json", "log.jsonl", "recipe.yaml"):
-        said = halfbyte("eval", mine, "--limit", 4, "--json", mine / name).refused("would replace a file of the run")
+        said = halfbyte("eval", mine, "--limit", 4, "--json", mine / name).refused("one of Halfbyte's own files")
         assert str(mine / name) in said
     for name in ("metrics.json", "report.html"):
-        halfbyte("compare", mine, finished_run, "--out", mine / name).refused("would replace a file of the run")
+        halfbyte("compare", mine, finished_run, "--out", mine / name).refused("one of Halfbyte's own files")
     halfbyte("inspect", mine, "--json", mine.parent / "images.npz").refused("images.npz is there and is something else")
     for command in (("export", mine), ("quantize", "fashion_resnet")):
         both = ("--out", mine.parent / "both.onnx", "--json", mine.parent / "both.onnx")
@@ -117,6 +117,36 @@ def test_facts_replace_nothing_but_earlier_facts(halfbyte, quantize, mine, read_
     for _ in range(2):
         assert halfbyte("inspect", mine, "--json", mine.parent / "facts.json").code == 0
     halfbyte("compare", mine, finished_run, "--out", mine.parent / "facts.json").refused("is something else")
+    (mine.parent / "graph.html").write_text('<?xml version="1.0"?>')
+    halfbyte("compare", mine, finished_run, "--out", mine.parent / "graph.html").refused("is something else")
+
+
+def test_facts_are_written_to_no_name_that_the_command_writes_itself(halfbyte, tmp_path, finished_run):
+    before = sorted(tmp_path.iterdir())
+    for name in ("quantization.json", "metrics.json", "log.jsonl"):
+        out = ("--out", tmp_path, "--json", tmp_path / name)
+        halfbyte("quantize", "fashion_resnet", *out).refused(str(tmp_path / name), "one of Halfbyte's own files")
+    halfbyte("reproduce", "--out", tmp_path, "--json", tmp_path / "table.json").refused("one of Halfbyte's own files")
+    labels = ("labels", "--teacher", "fashion_resnet", "--data", tmp_path)
+    halfbyte(*labels, "--out", tmp_path, "--json", tmp_path / "labels.json").refused("one of Halfbyte's own files")
+    for verb in (("reproduce",), ("pull", "a/b"), labels):
+        halfbyte(*verb, "--out", tmp_path / "new", "--json", tmp_path / "new").refused("--out and --json are both")
+    for to, given, made in (
+        ("onnx", (), finished_run / "model.onnx"),
+        ("openvino", ("--out", tmp_path / "model.xml"), tmp_path / "model.bin"),
+    ):
+        said = halfbyte("export", finished_run, "--to", to, *given, "--json", made).refused("the command writes a file")
+        assert str(made) in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_facts_do_not_replace_what_an_unfinished_command_needs(halfbyte, tmp_path, finished_run):
+    for name, content in (("log.jsonl", "{}\n"), ("labels.json", "{}")):
+        place = tmp_path / name.partition(".")[0] / name
+        place.parent.mkdir()
+        place.write_text(content)
+        halfbyte("inspect", finished_run, "--json", place).refused(str(place), "one of Halfbyte's own files")
+        assert place.read_text() == content
 
 
 def test_what_does_not_exist_is_said_so(halfbyte, tmp_path):

@@ -71,11 +71,11 @@ except KeyboardInterrupt:
 """
     (tmp_path / "swallowing.py").write_text(swallowing)
     program = "import sys, halfbyte.__main__ as m, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += (
-        "import typer\ntyper.Typer.__call__ = lambda self: __import__('swallowing')\nsys.argv = ['halfbyte']\nm.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "halfbyte: interrupted\n")
+    program += "import typer\ntyper.Typer.__call__ = lambda self: __import__('swallowing')\nm.main()"
+    for verb, remedy in (("eval", ""), ("train", "; the same command with --resume continues")):
+        command = [sys.executable, "-c", program, verb]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", f"halfbyte: interrupted{remedy}\n")
 
 
 def test_killed_while_the_state_is_written_leaves_its_own_part_alone(halfbyte, tmp_path):
@@ -84,6 +84,7 @@ def test_killed_while_the_state_is_written_leaves_its_own_part_alone(halfbyte, t
     command += ("--workers", "0", "--out", str(tmp_path / "out"))
     program = (
         "import resource, signal, sys\n"
+        "sys.dont_write_bytecode = True\n"  # Python would keep what the limit cuts off.
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -212,8 +212,10 @@ def test_what_is_no_run(halfbyte, hub, run, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(_flip((run / "model.safetensors").read_bytes()))
     halfbyte("push", tmp_path, NAME).refused("model.safetensors is damaged")
     (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
-    (tmp_path / "metrics.json").write_text(json.dumps({"model": 1}))
-    halfbyte("push", tmp_path, NAME).refused("metrics.json is damaged")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for damaged in ({"model": 1}, {**metrics, "dataset": ["fashion_mnist"]}):
+        (tmp_path / "metrics.json").write_text(json.dumps(damaged))
+        halfbyte("push", tmp_path, NAME).refused("metrics.json is damaged")
     assert hub.asked == []
 
 

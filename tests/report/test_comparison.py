@@ -18,6 +18,7 @@ from tests.report.facts import deit_tiny_metrics
 from halfbyte.errors import HalfbyteError
 from halfbyte.report.compare import render_comparison
 from halfbyte.report.comparison import LABELS, RunFacts, compare_runs, front
+from halfbyte.report.run import render_run
 
 HOSTILE = "<script>alert(1)</script>\" onload='x' & https://evil.example/ \ud800\u202e\x00"
 
@@ -187,6 +188,17 @@ def test_a_site_without_error_is_exact_and_no_measure_of_others(read_page: Calla
     # The difference of what is printed, not 2.9.
     assert rows[at + 2 : at + 7] == ["W4A4", "20.4", "W4A4", "23.4", "+3.0"]
     assert "200" not in page.text().partition("Error per site")[2].partition("Accuracy by class")[0]
+
+
+@pytest.mark.parametrize("of_one_run", [False, True])
+def test_the_median_of_a_role_is_exact_only_where_more_than_half_of_its_sites_are(
+    read_page: Callable[..., Any], of_one_run: bool
+) -> None:
+    sites = [facts.site(f"blocks.{number}", "fc1", 4, 4, ratio) for number, ratio in enumerate((30.0, 200.0))]
+    runs = [changed(run(name), sites=sites) for name in "ab"]
+    page = read_page(render_run(runs[0].metrics, "") if of_one_run else render_comparison(compare_runs(runs)))
+    said = " ".join(page.text().split())
+    assert "2 sites, median 30.0" in said if of_one_run else "fc1 A 30.0 B 30.0" in said
 
 
 def test_names_of_runs_stay_as_they_are() -> None:

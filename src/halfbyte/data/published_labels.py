@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halfbyte.data.soft_labels import HEADER, ShardedLabels, SoftLabel, SoftLabels
+from halfbyte.data.soft_labels import ShardedLabels, SoftLabel, SoftLabels
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import LABELS
 
 # How a file of the K most probable classes spreads the rest: over the others, or not at all.
 TAILS = ("smoothing", "renorm")
@@ -78,7 +79,7 @@ def open_labels(folder: Path, images: Path | None, classes: int) -> SoftLabels:
     """
     if not folder.is_dir():
         raise HalfbyteError(f"--labels {folder}: no such folder; make some with `halfbyte labels`")
-    if (folder / HEADER).is_file():
+    if (folder / LABELS).is_file():
         return ShardedLabels(folder, classes)
     if images is None or not images.is_dir():
         raise HalfbyteError(f"--labels {folder} lie as the images do; give these with --data DIR")

@@ -22,11 +22,11 @@ from torch import Tensor
 from halfbyte.data.crops import SCALE, Box, Cropper, draw_box, generator_of
 from halfbyte.data.images import ImageSet
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import read_file, reason, remedy
+from halfbyte.files import LABELS, read_file, reason, remedy
 from halfbyte.locks import Lock, locked_folder
 from halfbyte.progress import Progress
 
-HEADER, FORMAT, VERSION = "labels.json", "halfbyte soft labels", 1
+FORMAT, VERSION = "halfbyte soft labels", 1
 _MOST_HEADER = 2**20
 SHARD = 256
 _TENSORS = ("sizes", "boxes", "mirrored", "ids", "probabilities")
@@ -181,14 +181,14 @@ def _admit(folder: Path, header: dict[str, Any], resume: bool) -> Lock:
     `HalfbyteError` otherwise."""
     if folder.exists() and not folder.is_dir():
         raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
-    part = folder / f"{HEADER}.part"
+    part = folder / f"{LABELS}.part"
     try:
         with locked_folder(folder) as held:
             if held is None:
                 raise HalfbyteError(f"another process writes into --out {folder}; wait until it ends")
             # One that was killed in its first moment leaves half a header.
             if all(entry == part for entry in folder.iterdir()):
-                _write_header(header, part, folder / HEADER)
+                _write_header(header, part, folder / LABELS)
             else:
                 _check_begun(folder, header, resume)
             return held
@@ -200,7 +200,7 @@ def _admit(folder: Path, header: dict[str, Any], resume: bool) -> Lock:
 
 def _check_begun(folder: Path, header: dict[str, Any], resume: bool) -> None:
     """Raise `HalfbyteError` unless a folder holds the same labels, begun, and they are to be continued."""
-    if not (folder / HEADER).is_file():
+    if not (folder / LABELS).is_file():
         raise HalfbyteError(f"--out {folder} holds something else than soft labels; choose another folder")
     if not resume:
         raise HalfbyteError(f"--out {folder} holds soft labels; continue with --resume, or choose another folder")
@@ -221,13 +221,13 @@ def _write_header(header: dict[str, Any], part: Path, place: Path) -> None:
 
 def _header(folder: Path) -> dict[str, Any]:
     try:
-        header = json.loads(read_file(folder / HEADER, _MOST_HEADER).decode())
+        header = json.loads(read_file(folder / LABELS, _MOST_HEADER).decode())
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise ValueError(f"version {header['version']} of {header['format']}, not {VERSION} of {FORMAT}")
         if not all(isinstance(header[key], int) and header[key] > 0 for key in ("images", "classes", "crops", "top")):
             raise ValueError("sizes must be numbers above 0")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HalfbyteError(f"soft labels {folder}: {HEADER} is damaged ({error}); make them again") from None
+        raise HalfbyteError(f"soft labels {folder}: {LABELS} is damaged ({error}); make them again") from None
     return dict(header)
 
 

@@ -61,7 +61,7 @@ def check_options(folder: Path, options: ExportOptions) -> None:
         raise HalfbyteError(f"--out {out}: give a file that ends in {ending}")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise HalfbyteError(f"--out {out}: give a file in a folder that exists")
-    for path in _places(options):
+    for path in export_places(folder, options.to, out):
         if real_path(path) in {real_path(folder / name) for name in ARTIFACT}:
             raise HalfbyteError(f"--out {out} would replace a file of the artifact; choose another --out")
         if path.exists() and not options.force:
@@ -84,7 +84,7 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
         from halfbyte.export.torchao import to_torchao
 
         state = plain_state(folder)
-        exported = Exported(_places(options))
+        exported = Exported(export_places(folder, options.to, options.out))
         if state is None:
             exported.warnings.append(
                 "the recipe made another model of the architecture, so the file has the linear layers alone; for the "
@@ -93,9 +93,10 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
         return _write(options, {".safetensors": to_torchao(program, facts, state)}, exported)
     from halfbyte.export.onnx import OnnxForm, to_onnx, unsafe_sites
 
-    written = to_onnx(program, OnnxForm(options.opset, options.gelu, options.convolutions), facts)
-    exported = Exported(_places(options))
-    if unsafe := unsafe_sites(program):
+    form = OnnxForm(options.opset, options.gelu, options.convolutions)
+    written = to_onnx(program, form, facts)
+    exported = Exported(export_places(folder, options.to, options.out))
+    if unsafe := unsafe_sites(program, form):
         names = ", ".join(unsafe[:_SHOWN]) + (" ..." if len(unsafe) > _SHOWN else "")
         exported.warnings.append(
             f"{len(unsafe)} sites have 8-bit weights ({names}): on processors without VNNI 16-bit sums of runtimes may "
@@ -114,9 +115,11 @@ def export_artifact(folder: Path, options: ExportOptions, images: Callable[[], A
     return _write(options, contents, exported)
 
 
-def _places(options: ExportOptions) -> list[Path]:
-    out = options.out
-    return [out, out.with_suffix(".bin")] if options.to == "openvino" else [out]
+def export_places(folder: Path, to: str, out: Path | None) -> list[Path]:
+    """The files that an export makes: `out`, else one in the artifact's folder, and what the form has beside it."""
+    # Without a name of its own the scales would take that of the artifact's tensors.
+    out = out or folder / f"{'torchao' if to == 'torchao' else 'model'}{ENDINGS.get(to, '')}"
+    return [out, out.parent / f"{out.stem}.bin"] if to == "openvino" else [out]
 
 
 def _write(options: ExportOptions, contents: dict[str, bytes], exported: Exported) -> Exported:

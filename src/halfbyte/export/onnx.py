@@ -81,9 +81,11 @@ def to_onnx(program: Program, form: OnnxForm | None = None, facts: dict[str, Any
     return Written(model, program, form, names, grids)
 
 
-def unsafe_sites(program: Program) -> list[str]:
+def unsafe_sites(program: Program, form: OnnxForm) -> list[str]:
     """Sites whose weights of 8 bits may overflow 16-bit sums on processors that lack VNNI."""
-    wide = [op for op in program.ops if op.kind in ("linear", "conv") and op.attributes["bits"] > SAFE_BITS]
+    # Integer convolutions have no signs, and their sums more bits.
+    signed = ("linear",) if form.convolutions == "integer" else ("linear", "conv")
+    wide = [op for op in program.ops if op.kind in signed and op.attributes["bits"] > SAFE_BITS]
     return [op.output for op in wide if np.abs(_centred(program, op)).max() > products.SAFE_WEIGHT]
 
 

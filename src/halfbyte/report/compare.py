@@ -129,7 +129,7 @@ def _by_role(sites: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float |
     medians = []
     for role, ratios in groups.items():
         columns = [[value for value in column if value is not None] for column in zip(*ratios, strict=True)]
-        medians.append((role, [statistics.median(column) if column else None for column in columns]))
+        medians.append((role, [statistics.median_low(column) if column else None for column in columns]))
     return [(role, values) for role, values in medians if any(value is not None for value in values)]
 
 

@@ -126,7 +126,7 @@ def _role_facts(role: str, group: Sequence[SiteFacts]) -> Iterator[str]:
     if len(group) > 1:
         yield f"{len(group)} sites"
         if measured:
-            yield f"median {wording.decibels(statistics.median(measured))}"
+            yield f"median {wording.decibels(statistics.median_low(measured))}"
 
 
 def _parts(group: Sequence[SiteFacts]) -> list[Sequence[SiteFacts]]:

@@ -13,6 +13,7 @@ from halfbyte.api import quantize
 from halfbyte.artifact_files import write_files
 from halfbyte.distributed import World, world
 from halfbyte.errors import HalfbyteError, outside_reason
+from halfbyte.files import TABLE
 from halfbyte.progress import Progress
 from halfbyte.reproduce.earlier import DONE, FAILED, OPEN, SKIPPED, Entries, earlier_table
 from halfbyte.reproduce.plan import MissingError, Planner, Request
@@ -20,7 +21,7 @@ from halfbyte.reproduce.show import as_markdown
 from halfbyte.reproduce.table import Row, Table, chosen_rows, load_tables
 from halfbyte.run_folder import Found, OtherSettingsError, RunFolder
 
-JSON, MARKDOWN = "table.json", "table.md"
+JSON, MARKDOWN = TABLE
 # Of a run's metrics, what the table keeps.
 FACTS = ("weights", "paper_exact", "images", "float", "quantized", "bytes", "operations", "seconds",
          "peak_rss_bytes", "environment")  # fmt: skip
